@@ -1,0 +1,355 @@
+"""What all scripts promise: layout, flags, determinism, saving, and one line for bad input."""
+
+import ast
+import dataclasses
+import hashlib
+import importlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+TOP = Path(__file__).parent.parent
+# A run of a second or so: (settings, settings that must each change the outcome when changed alone).
+TINY = {
+    "dqn": (
+        dict(
+            total_timesteps=640,
+            num_envs=4,
+            hidden_size=16,
+            batch_size=16,
+            learning_starts=100,
+            buffer_size=200,
+        ),
+        dict(
+            seed=2,
+            total_timesteps=600,
+            num_envs=8,
+            hidden_size=8,
+            learning_rate=1e-2,
+            reward_scale=1.0,
+            gamma=0.5,
+            buffer_size=50,
+            batch_size=8,
+            learning_starts=200,
+            train_frequency=8,
+            target_network_frequency=3,
+            tau=1.0,
+            start_e=0.5,
+            end_e=0.5,
+            exploration_fraction=0.9,
+            double=True,
+            env_id="Acrobot-v1",
+            initial_q=0.0,
+        ),
+    ),
+}
+SCRIPTS = sorted(TINY)
+BOX_ONLY = ("sac", "pofd")
+OTHER = {"dqn": "ppo", "ppo": "dqn", "sac": "dqn", "pofd": "dqn"}
+
+
+def make(script, **settings):
+    module = importlib.import_module(script)
+    return module, module.Config(**{**TINY[script][0], **settings})
+
+
+def weights(agent):
+    return hashlib.sha256(
+        b"".join(p.detach().cpu().numpy().tobytes() for p in agent.state_dict().values())
+    ).hexdigest()
+
+
+def train(script, **settings):
+    module, config = make(script, **settings)
+    return weights(module.train(config, report=lambda row: None))
+
+
+def flags(script, **settings):
+    return [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for name, value in {**TINY[script][0], **settings}.items()
+    ]
+
+
+def run(script, argv, capsys):
+    """Run `main` in this process: (exit status, standard output, standard error)."""
+    try:
+        importlib.import_module(script).main(argv)
+        status = 0
+    except SystemExit as exit_:
+        status = exit_.code or 0
+    output = capsys.readouterr()
+    return status, output.out, output.err
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_layout(script):
+    text = (TOP / f"{script}.py").read_text()
+    tree = ast.parse(text)
+    imported = {
+        alias.name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    imported |= {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    pybullet = {"pybullet", "pybullet_data", "pybullet_utils"} if script in BOX_ONLY else set()
+    assert imported <= set(sys.stdlib_module_names) | {"torch", "gymnasium", "numpy"} | pybullet
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), node.name
+    for line in text.splitlines():
+        assert len(line) <= 120 and not line.rstrip().endswith(";"), line
+    pinned = dict(re.findall(r"^(\w+)==([\d.]+)", (TOP / "requirements.txt").read_text(), re.M))
+    inline = dict(re.findall(r'"(\w+)==([\d.]+)', re.search(r"# dependencies = (.*)", text).group(1)))
+    assert inline == {name: pinned[name] for name in inline} and set(inline) >= {
+        "torch",
+        "gymnasium",
+        "numpy",
+    }
+    assert f"python {script}.py" in ast.get_docstring(tree)
+
+
+def test_top_level_holds_what_the_readme_says():
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=TOP, capture_output=True, text=True, check=True
+    ).stdout.split()
+    top = {name.split("/")[0] for name in listed if not name.startswith(".")}
+    assert top <= {"dqn.py", "ppo.py", "pofd.py", "sac.py", "tests", "demos", "requirements.txt", "README.md"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_same_seed_same_bits(script):
+    _, config = make(script)
+    paths = [str(TOP), str(TOP / "tests")]
+    code = f"import sys; sys.path[:0] = {paths!r}\nimport test_common as t\nprint(t.train({script!r}))"
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()[-1]
+    assert train(script) == train(script) == other
+    assert dataclasses.asdict(config) == dataclasses.asdict(make(script)[1])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_setting_changes_the_outcome(script):
+    module, config = make(script)
+    changed = TINY[script][1]
+    assert {field.name for field in dataclasses.fields(config)} == set(changed) | {"device"}
+    base = train(script)
+    for name, value in changed.items():
+        assert train(script, **{name: value}) != base, name
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_reaches_its_setting(script, monkeypatch):
+    module, base = make(script)
+    seen = []
+
+    class Reached(Exception):
+        pass
+
+    def stop(config, *args, **kwargs):
+        seen.append(config)
+        raise Reached
+
+    monkeypatch.setattr(module, "train", stop)
+    for name, value in TINY[script][1].items():
+        with pytest.raises(Reached):
+            module.main(flags(script, **{name: value}))
+        assert seen.pop() == dataclasses.replace(base, **{name: value})
+    with pytest.raises(Reached):
+        module.main([])
+    assert seen.pop() == module.Config()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_config_is_frozen(script):
+    _, config = make(script)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 3
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_save_then_load_evaluates_the_same(script, capsys, tmp_path):
+    path = tmp_path / "agent.pt"
+    status, trained, _ = run(script, [*flags(script, seed=5), "--save", str(path)], capsys)
+    assert status == 0 and [p.name for p in tmp_path.iterdir()] == ["agent.pt"]
+    status, loaded, _ = run(script, ["--load", str(path)], capsys)
+    assert status == 0
+    closing = re.compile(
+        rf"{script}\.py (\S+) seed 5: return (-?[\d.]+) \+- ([\d.]+) \(min (-?[\d.]+)\) over (\d+) "
+        r"episodes, ([\d,]+) steps, ([\d.]+) s$"
+    )
+    first, second = closing.match(trained.splitlines()[-1]), closing.match(loaded.splitlines()[-1])
+    assert first and second and first.groups()[:6] == second.groups()[:6]
+    assert len(loaded.splitlines()) == 1 and "step" in trained.splitlines()[0]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_rows_of_the_report(script):
+    module, config = make(script)
+    rows = []
+    module.train(config, report=rows.append)
+    last = rows[-1]
+    assert last["step"] >= config.total_timesteps and last["episodes"] >= 0 and last["seconds"] > 0
+    assert all(isinstance(value, (int, float)) for value in last.values())
+    assert any("loss" in name for name in last) and list(last)[:3] == ["step", "episodes", "return"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_evaluate_returns_one_number_an_episode(script):
+    module, config = make(script)
+    agent = module.train(config, report=lambda row: None)
+    one, again, other = (module.evaluate(agent, config.env_id, 7, seed) for seed in (1, 1, 2))
+    assert one.shape == (7,) and (one == again).all() and isinstance(one, np.ndarray)
+    assert (module.evaluate(agent, config.env_id, 3, 1).shape) == (3,) and other.shape == (7,)
+
+
+def bad_input(script):
+    box = script in BOX_ONLY
+    yield from (
+        ["--gamma", "1.5"],
+        ["--gamma", "-0.1"],
+        ["--gamma", "nan"],
+        ["--gamma", "x"],
+        ["--num-envs", "0"],
+        ["--total-timesteps", "-5"],
+        ["--total-timesteps", "1e4"],
+        ["--hidden-size", "0"],
+        ["--seed", "-1"],
+        ["--learning-rate", "-1"],
+        ["--no-such-flag"],
+        ["--device", "abacus"],
+        ["--env-id", "NoSuchEnv-v0"],
+        ["--env-id", "nosuchmodule:Env-v0"],
+        ["--env-id", ""],
+        ["--env-id", "a:b:c"],
+        ["--env-id", "probes:Image-v0"],
+        ["--env-id", "probes:DictObservation-v0"],
+        ["--env-id", "probes:DiscreteObservation-v0"],
+        ["--env-id", "probes:MultiDiscreteAction-v0"],
+        ["--env-id", "CartPole-v1" if box else "probes:DiscreteFromOne-v0"],
+        ["--save", "no/such/folder/x.pt"],
+        ["--save", "."],
+        ["--load", "nosuchfile.pt"],
+        ["--load", "."],
+    )
+    if not torch.cuda.is_available():
+        yield ["--device", "cuda"]
+    if script == "dqn":
+        yield from (
+            ["--env-id", "Pendulum-v1"],
+            ["--tau", "2"],
+            ["--end-e", "-1"],
+            ["--batch-size", "0"],
+            ["--buffer-size", "0"],
+            ["--train-frequency", "0"],
+            ["--target-network-frequency", "0"],
+        )
+    if script == "ppo":
+        yield from (["--num-minibatches", "0"], ["--gae-lambda", "1.01"], ["--update-epochs", "0"])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_bad_input_gets_one_line_and_status_2(script, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        importlib.import_module(script), "train", lambda *_, **__: pytest.fail("training started")
+    )
+    for argv in bad_input(script):
+        status, out, err = run(script, argv, capsys)
+        lines = [line for line in err.splitlines() if "Warn" not in line and "logger.warn" not in line]
+        assert status == 2 and out == "", argv
+        assert len(lines) == 1 and lines[0].startswith(f"{script}.py: error: ") and len(lines[0]) > 25, (
+            argv,
+            err,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_checkpoints_that_are_none(script, capsys, tmp_path, monkeypatch):
+    module, config = make(script)
+    good, ran = tmp_path / "good.pt", tmp_path / "ran"
+    run(script, [*flags(script), "--save", str(good)], capsys)
+    data = good.read_bytes()
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(ran),)
+
+    (tmp_path / "cut.pt").write_bytes(data[: len(data) // 2])
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "text.pt").write_text("not a checkpoint\n" * 10)
+    torch.save(Evil(), tmp_path / "evil.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    content = torch.load(good, weights_only=True)
+    key = next(key for key in content if key != "config")
+    torch.save(
+        {"config": content["config"], key.replace(script, OTHER[script]): content[key]},
+        tmp_path / "script.pt",
+    )
+    torch.save({**content, "config": {**content["config"], "hidden_size": 3}}, tmp_path / "size.pt")
+    torch.save({**content, "config": {**content["config"], "colour": 3}}, tmp_path / "field.pt")
+    torch.save({**content, "config": {**content["config"], "gamma": 3.0}}, tmp_path / "gamma.pt")
+    for name in ("cut", "empty", "text", "evil", "list", "script", "size", "field", "gamma"):
+        status, out, err = run(script, ["--load", str(tmp_path / f"{name}.pt")], capsys)
+        assert (status, out) == (2, "") and err.count("\n") == 1 and f"{name}.pt" in err, (name, err)
+    other = "MountainCarContinuous-v0" if script in BOX_ONLY else "Acrobot-v1"
+    status, out, err = run(script, ["--load", str(good), "--env-id", other], capsys)
+    assert (status, out) == (2, "") and err.count("\n") == 1 and "good.pt" in err
+    assert not ran.exists()
+    assert good.read_bytes() == data
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_nan_observation_ends_the_run(script, capsys, tmp_path):
+    path = tmp_path / "agent.pt"
+    path.write_bytes(b"what was there before")
+    env_id = "probes:BrokenBox-v0" if script in BOX_ONLY else "probes:Broken-v0"
+    status, out, err = run(script, [*flags(script, env_id=env_id), "--save", str(path)], capsys)
+    assert (
+        status == 1
+        and err.count("\n") == 1
+        and err.startswith(f"{script}.py: error: ")
+        and "observation" in err
+    )
+    assert path.read_bytes() == b"what was there before" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_exploding_loss_ends_the_run(script, capsys, tmp_path):
+    path = tmp_path / "agent.pt"
+    path.write_bytes(b"what was there before")
+    argv = [*flags(script, learning_rate=1e30, total_timesteps=4_000), "--save", str(path)]
+    status, out, err = run(script, argv, capsys)
+    assert status == 1 and err.count("\n") == 1 and "not finite" in err and "loss" in err
+    assert path.read_bytes() == b"what was there before" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_control_c_keeps_what_was_learned(script, capsys, tmp_path):
+    path = tmp_path / "agent.pt"
+    argv = [
+        sys.executable,
+        str(TOP / f"{script}.py"),
+        *flags(script, total_timesteps=100_000_000),
+        "--save",
+        str(path),
+    ]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert "step" in process.stdout.readline()  # training is under way
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == ""
+    status, out, _ = run(script, ["--load", str(path)], capsys)
+    assert status == 0 and out.startswith(f"{script}.py ")
