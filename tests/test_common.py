@@ -20,37 +20,20 @@ TOP = Path(__file__).parent.parent
 # A run of a second or so: (settings, settings that must each change the outcome when changed alone).
 TINY = {
     "dqn": (
-        dict(
-            total_timesteps=640,
-            num_envs=4,
-            hidden_size=16,
-            batch_size=16,
-            learning_starts=100,
-            buffer_size=200,
-        ),
-        dict(
-            seed=2,
-            total_timesteps=600,
-            num_envs=8,
-            hidden_size=8,
-            learning_rate=1e-2,
-            reward_scale=1.0,
-            gamma=0.5,
-            buffer_size=50,
-            batch_size=8,
-            learning_starts=200,
-            train_frequency=8,
-            target_network_frequency=3,
-            tau=1.0,
-            start_e=0.5,
-            end_e=0.5,
-            exploration_fraction=0.9,
-            double=True,
-            env_id="Acrobot-v1",
-            initial_q=0.0,
-        ),
+        dict(total_timesteps=640, num_envs=4, hidden_size=16, batch_size=16, learning_starts=100,
+             buffer_size=200),
+        dict(seed=2, total_timesteps=600, num_envs=8, hidden_size=8, learning_rate=1e-2, reward_scale=1.0,
+             initial_q=0.0, gamma=0.5, buffer_size=50, batch_size=8, learning_starts=200, train_frequency=8,
+             target_network_frequency=3, tau=1.0, start_e=0.5, end_e=0.5, exploration_fraction=0.9,
+             double=True, env_id="Acrobot-v1"),
     ),
-}
+    "ppo": (
+        dict(total_timesteps=256, num_envs=4, num_steps=16, hidden_size=16),
+        dict(seed=2, total_timesteps=192, num_envs=8, num_steps=8, hidden_size=8, learning_rate=1e-2,
+             max_grad_norm=1e-2, gamma=0.5, gae_lambda=0.5, update_epochs=2, num_minibatches=4,
+             clip_coef=1e-3, vf_coef=2.0, ent_coef=0.1, reward_scale=1.0, env_id="Acrobot-v1"),
+    ),
+}  # fmt: skip
 SCRIPTS = sorted(TINY)
 BOX_ONLY = ("sac", "pofd")
 OTHER = {"dqn": "ppo", "ppo": "dqn", "sac": "dqn", "pofd": "dqn"}
