@@ -299,3 +299,13 @@ def test_solves_cartpole(seed):
     config = ppo.Config(seed=seed)
     agent = ppo.train(config, report=quiet)
     assert ppo.evaluate(agent, config.env_id, 100, seed + 10_000).mean() >= 475
+
+
+@pytest.mark.parametrize("suffix", ["", "Box"])
+def test_entropy_bonus_keeps_the_policy_random(suffix):
+    entropy = []
+    for ent_coef in (0.0, 1.0):
+        rows = []
+        ppo.train(ppo.Config(f"probes:ByAction{suffix}-v0", **TINY, ent_coef=ent_coef), report=rows.append)
+        entropy.append(rows[-1]["entropy"])
+    assert entropy[1] > entropy[0] + 0.2

@@ -1,0 +1,179 @@
+"""The pendulums of sac.py and pofd.py: equal to pybullet_envs_gymnasium's to the last bit, and by the rules."""
+
+import importlib
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+TOP = Path(__file__).parent.parent
+MODULES = [name for name in ("pofd", "sac") if (TOP / f"{name}.py").exists()]
+IDS = [f"Inverted{'Double' * double}PendulumPyBulletSparseEnv-v0" for double in (False, True)]
+DENSE = ["InvertedPendulumPyBulletEnv-v0", "InvertedDoublePendulumPyBulletEnv-v0"]
+
+
+def pendulums(module, num_envs, double, **kwargs):
+    return importlib.import_module(module).PendulumVectorEnv(num_envs, double, **kwargs)
+
+
+class Reference:
+    """pybullet_envs_gymnasium's pendulum, started from angles of our choice."""
+
+    def __init__(self, double):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module("pybullet_envs_gymnasium")
+            self.env = gym.make(f"Inverted{'Double' * double}PendulumBulletEnv-v0").unwrapped
+
+    def reset(self, angles):
+        self.env.seed = lambda seed=None: None
+        self.env.robot.np_random = self
+        self.angles = angles
+        return self.env.reset()[0]
+
+    def uniform(self, low, high, size=None):
+        assert (low, high) == (-0.1, 0.1)
+        return self.angles if size else self.angles[0]
+
+    def step(self, action):
+        return self.env.step(action)
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("double", [False, True])
+def test_equal_to_the_last_bit(module, double):
+    """200 episodes, four pendulums in one world against four worlds; a quarter of them run on past their end."""
+    envs = pendulums(module, 4, double)
+    references = [Reference(double) for _ in range(4)]
+    rng = np.random.default_rng(1)
+    fallen = 0
+    for episode in range(50):
+        obs, _ = envs.reset(seed=episode)
+        angles = np.random.default_rng(episode).uniform(-0.1, 0.1, (4, 1 + double))
+        assert (np.abs(angles) <= 0.1).all()
+        expected = np.stack([reference.reset(start) for reference, start in zip(references, angles)])
+        assert obs.dtype == np.float32 and (obs == expected).all()
+        for _ in range(400 if episode % 10 == 0 else 40):
+            action = rng.uniform(-1.3, 1.3, (4, 1)).astype(np.float32) * (1 if episode % 2 else 0.1)
+            envs.done[:] = False  # no restart: on past the end
+            obs, reward, terminated, truncated, _ = envs.step(action)
+            steps = [reference.step(a) for reference, a in zip(references, action)]
+            assert (obs == np.stack([s[0] for s in steps])).all()
+            assert (terminated == [s[2] for s in steps]).all() and not truncated.any()
+            fallen += terminated.sum()
+    assert fallen > 1_000
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_dense_reward_equals_the_reference(double):
+    envs, reference = pendulums("sac", 1, double, sparse=False), Reference(double)
+    for episode in range(20):
+        envs.reset(seed=episode)
+        reference.reset(np.random.default_rng(episode).uniform(-0.1, 0.1, 1 + double))
+        for _ in range(20):
+            action = np.array([[0.3]], np.float32)
+            assert envs.step(action)[1][0] == pytest.approx(reference.step(action[0])[1], abs=1e-9)
+            if envs.done[0]:
+                break
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("env_id", IDS + DENSE)
+def test_check_env_and_spec(module, env_id):
+    if module == "pofd" and env_id in DENSE:
+        pytest.skip("the dense ones are sac.py's alone")
+    env = gym.make(f"{module}:{env_id}")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_env(env.unwrapped, skip_render_check=True)
+    assert [str(w.message) for w in caught if "infinity" not in str(w.message)] == []
+    double = "Double" in env_id
+    assert env.observation_space.shape == (9 if double else 5,) and env.observation_space.dtype == np.float32
+    assert env.action_space == gym.spaces.Box(-1, 1, (1,))
+    assert env.spec.max_episode_steps == 1000
+    if env_id in IDS:
+        assert env.spec.reward_threshold == (950 if double else 475)
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("env_id", IDS)
+def test_rules_of_the_sparse_rewards(module, env_id):
+    double = "Double" in env_id
+    envs = gym.make_vec(f"{module}:{env_id}", num_envs=6)
+    obs, _ = envs.reset(seed=5)
+    assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.NEXT_STEP
+    assert (obs[:, :2] == 0).all() and (obs[:, -1] == 0).all()  # the cart in the middle, everything at rest
+    rng, age, done, lengths = np.random.default_rng(0), np.zeros(6, int), np.zeros(6, bool), []
+    for _ in range(400):
+        obs, reward, terminated, truncated, _ = envs.step(rng.uniform(-1, 1, (6, 1)).astype(np.float32))
+        age = np.where(done, 0, age + 1)
+        assert not (terminated | truncated | (reward != 0))[done].any()  # a reset, whatever the action
+        assert (np.abs(obs[done][:, 4 if double else 3]) < np.sin(0.1) + 1e-6).all()
+        if not double:
+            assert (terminated == (np.abs(np.arctan2(obs[:, 3], obs[:, 2])) > 0.2))[~done].all()
+            assert (reward == 0).all()  # under random actions no pole stands for 200 steps
+        done = terminated | truncated
+        lengths += age[done].tolist()
+    assert np.mean(lengths) == pytest.approx(31 if double else 24, abs=5)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_two_hundred_steps_pay_a_hundred_and_a_thousand_end(module):
+    envs = pendulums(module, 1, False, max_episode_steps=1000)
+    obs, _ = envs.reset(seed=0)
+    rewards = []
+    while True:  # a linear controller holds the pole up
+        x, v, _, sine, spin = obs[0]
+        obs, reward, terminated, truncated, _ = envs.step(
+            np.array([[np.clip(10 * sine + 2 * spin + 0.3 * x + 0.5 * v, -1, 1)]])
+        )
+        rewards.append(reward[0])
+        if terminated[0] or truncated[0]:
+            break
+    assert truncated[0] and not terminated[0] and len(rewards) == 1000
+    assert [i + 1 for i, r in enumerate(rewards) if r] == [200, 400, 600, 800, 1000] and set(rewards) == {0.0, 100.0}
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("double", [False, True])
+def test_many_in_one_world_move_like_one_alone(module, double):
+    many, seeds = pendulums(module, 5, double), range(3)
+    action = np.random.default_rng(0).uniform(-0.5, 0.5, (60, 5, 1))
+    for seed in seeds:
+        start, _ = many.reset(seed=seed)
+        angles = np.random.default_rng(seed).uniform(-0.1, 0.1, (5, 1 + double))
+        together = [many.step(a)[0] for a in action]
+        for i in range(5):
+            alone = pendulums(module, 1, double)
+            alone.reset(seed=0)
+            alone.np_random = type("Fixed", (), {"uniform": lambda self, *_, i=i: angles[i]})()
+            alone.done[:] = True
+            assert (alone.step(action[0, :1])[0] == start[i]).all()
+            for a, expected in zip(action, together):
+                assert (alone.step(a[i : i + 1])[0] == expected[i]).all()
+                if alone.done[0]:
+                    break
+
+
+def test_rgb_array_needs_no_screen():
+    for env_id in IDS + DENSE:
+        env = gym.make(f"sac:{env_id}", render_mode="rgb_array")
+        env.reset(seed=0)
+        first = env.render()
+        for _ in range(15):
+            env.step(np.array([1.0], np.float32))
+        image = env.render()
+        assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+        assert image.std() > 5 and (image != first).any()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_banner_of_pybullet(module):
+    code = f"import gymnasium, {module}; e = gymnasium.make_vec({IDS[0]!r}, num_envs=2); e.reset(); e.close()"
+    result = subprocess.run([sys.executable, "-c", code], cwd=TOP, capture_output=True, text=True, check=True)
+    assert "argv" not in result.stdout + result.stderr
