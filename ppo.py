@@ -185,7 +185,7 @@ def evaluate(agent, env_id, episodes, seed):
 
 def main(argv=None):
     """Train or load, save, evaluate on 100 episodes. Exit status 2: bad input, 1: not finite, 130: Ctrl-C."""
-    parser = argparse.ArgumentParser("ppo.py", argparse.SUPPRESS, __doc__, argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser("ppo.py", argparse.SUPPRESS, argument_default=argparse.SUPPRESS)
     for field in fields(Config):
         kind = {"action": "store_true"} if field.type is bool else {"type": field.type}
         parser.add_argument("--" + field.name.replace("_", "-"), help=f"default: {field.default}", **kind)

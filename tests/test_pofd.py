@@ -1,0 +1,155 @@
+"""POfD: the discriminator's loss and reward by hand, demonstration files, executed actions, and lambda."""
+
+import numpy as np
+import pytest
+import torch
+
+import pofd
+
+TINY = dict(num_envs=4, num_steps=32, hidden_size=16, total_timesteps=512, discriminator_steps=3)
+SINGLE = "InvertedPendulumPyBulletSparseEnv-v0"
+BOX = pofd.gym.spaces.Box(-1, 1, (1,))
+
+
+def quiet(row):
+    """Report to nobody."""
+
+
+def test_discriminator_loss_and_reward_by_hand():
+    agent, demo = np.array([0.3, -1.2, 2.0]), np.array([-0.7, 0.4, 1.5])
+    D = lambda logits: 1 / (1 + np.exp(-logits))  # noqa: E731
+    expected = -np.log(D(agent)).mean() - np.log(1 - D(demo)).mean()  # agent = 1, demonstration = 0
+    loss = pofd.discriminator_loss(torch.tensor(agent), torch.tensor(demo))
+    assert loss.shape == () and loss.item() == pytest.approx(expected, rel=1e-12)
+    reward = pofd.imitation_reward(torch.tensor(agent, requires_grad=True))
+    assert reward.numpy() == pytest.approx(-np.log(D(agent)), rel=1e-12) and not reward.requires_grad
+    like_demo, like_agent = pofd.imitation_reward(torch.tensor([-3.0, 3.0]))
+    assert like_demo > like_agent >= 0
+
+
+def test_finite_at_large_logits():
+    far = torch.tensor([200.0, -200.0], requires_grad=True)
+    loss = pofd.discriminator_loss(far, -far)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(far.grad).all()
+    assert torch.isfinite(pofd.imitation_reward(far)).all()
+
+
+def write(path, **changes):
+    rng = np.random.default_rng(0)
+    arrays = dict(observations=rng.normal(size=(20, 5)), actions=rng.uniform(-2, 2, (20, 1)))
+    arrays.update(changes)
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    return str(path)
+
+
+def test_demonstrations_are_as_executed(tmp_path):
+    observations, actions = pofd.load_demonstrations(write(tmp_path / "x.npz"), 5, BOX)
+    assert observations.shape == (20, 5) and actions.shape == (20, 1)
+    assert observations.dtype == actions.dtype == np.float32
+    assert np.abs(actions).max() == 1  # those outside [-1, 1] are clipped, as the environment would
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(observations=None),
+        dict(actions=None),
+        dict(observations=np.zeros((20, 4))),
+        dict(actions=np.zeros((20, 2))),
+        dict(actions=np.zeros(20)),
+        dict(actions=np.zeros((19, 1))),
+        dict(observations=np.zeros((0, 5)), actions=np.zeros((0, 1))),
+        dict(observations=np.full((20, 5), np.nan)),
+        dict(actions=np.full((20, 1), np.inf)),
+        dict(observations=np.full((20, 5), None)),
+        dict(observations=np.full((20, 5), "x")),
+        dict(observations=np.zeros((20, 5), complex)),
+    ],
+)
+def test_bad_demonstrations_get_one_line(changes, tmp_path, capsys):
+    path = write(tmp_path / "x.npz", **changes)
+    with pytest.raises(SystemExit) as exit_:
+        pofd.main(["--demo", path])
+    err = capsys.readouterr().err
+    assert (
+        exit_.value.code == 2
+        and err.count("\n") == 1
+        and err.startswith("pofd.py: error: ")
+        and "x.npz" in err
+    )
+
+
+def test_cut_and_foreign_files_get_one_line(tmp_path, capsys):
+    whole = open(write(tmp_path / "whole.npz"), "rb").read()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "text.npz").write_text("hello")
+    for name in ("cut.npz", "empty.npz", "text.npz", "nothing.npz"):
+        with pytest.raises(SystemExit) as exit_:
+            pofd.main(["--demo", str(tmp_path / name)])
+        err = capsys.readouterr().err
+        assert exit_.value.code == 2 and err.count("\n") == 1 and name in err
+
+
+def test_reward_is_read_before_the_discriminator_learns(monkeypatch):
+    order = []
+    loss, reward = pofd.discriminator_loss, pofd.imitation_reward
+    monkeypatch.setattr(pofd, "discriminator_loss", lambda *a: order.append("loss") or loss(*a))
+    monkeypatch.setattr(pofd, "imitation_reward", lambda *a: order.append("reward") or reward(*a))
+    pofd.train(pofd.Config(**TINY), report=quiet)
+    assert order == (["reward"] + ["loss"] * 3) * 4
+
+
+def test_reported_return_has_no_bonus():
+    rows = []
+    pofd.train(pofd.Config(**{**TINY, "total_timesteps": 1_024}, reward_lambda=5.0), report=rows.append)
+    assert rows[-1]["return"] == 0.0  # no pole stands for 200 steps yet
+    assert rows[-1]["imitation_reward"] > 0
+
+
+def test_lambda_zero_does_not_look_at_the_demonstrations(tmp_path):
+    weights = []
+    for seed in (0, 1):
+        path = write(tmp_path / f"{seed}.npz", observations=np.random.default_rng(seed).normal(size=(20, 5)))
+        agent = pofd.train(pofd.Config(**TINY, reward_lambda=0.0, demo=path), report=quiet)
+        weights.append(torch.cat([p.flatten() for p in agent.parameters()]))
+    assert (weights[0] == weights[1]).all()
+
+
+def test_agent_that_replays_the_demonstrations_cannot_be_told_from_them(monkeypatch):
+    """Both sides are scaled alike and the executed action counts: D stays near 1/2, its loss near 2 log 2."""
+    observations, actions = pofd.load_demonstrations(pofd.Config().demo_path, 5, BOX)
+    losses, loss = [], pofd.discriminator_loss
+    monkeypatch.setattr(pofd, "discriminator_loss", lambda *a: losses.append(loss(*a)) or losses[-1])
+    index = np.random.default_rng(0).permutation(len(observations))[:1_024].reshape(-1, 4)
+
+    class Replay(pofd.gym.vector.VectorEnv):
+        num_envs, metadata = 4, {"autoreset_mode": pofd.gym.vector.AutoresetMode.NEXT_STEP}
+        single_action_space, action_space = BOX, pofd.gym.vector.utils.batch_space(BOX, 4)
+        observation_space = pofd.gym.vector.utils.batch_space(pofd.gym.spaces.Box(-np.inf, np.inf, (5,)), 4)
+        t = 0
+
+        def reset(self, **_):
+            return observations[index[0]], {}
+
+        def step(self, action):
+            self.t += 1
+            none = np.zeros(4, bool)
+            return observations[index[self.t % len(index)]], np.zeros(4), none, none, {}
+
+    envs = Replay()
+    monkeypatch.setattr(pofd.gym, "make_vec", lambda *_, **__: envs)
+    monkeypatch.setattr(
+        pofd.ActorCritic, "act", lambda self, obs, greedy=True: 3 * actions[index[envs.t % len(index)]] / 3
+    )
+    settings = dict(num_envs=4, num_steps=64, total_timesteps=4_096, learning_rate=0.0)
+    pofd.train(pofd.Config(**settings), report=quiet)
+    assert np.mean([x.item() for x in losses[-50:]]) == pytest.approx(2 * np.log(2), abs=0.1)
+
+
+@pytest.mark.parametrize("seed", [11, 12])
+def test_solves_the_sparse_pendulum(seed):
+    config = pofd.Config(seed=seed)
+    agent = pofd.train(config, report=quiet)
+    assert pofd.evaluate(agent, config.env_id, 20, seed + 10_000).mean() >= 475

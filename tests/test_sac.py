@@ -1,0 +1,173 @@
+"""SAC: log-probabilities, targets and gradients by hand, the temperature, Polyak averaging, and warm-up."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import AffineTransform, Normal, TanhTransform, TransformedDistribution
+
+import sac
+
+TINY = dict(num_envs=4, hidden_size=16, batch_size=32, learning_starts=100, total_timesteps=600)
+WIDE = "probes:WideBox-v0"  # actions in [-2, 6]
+
+
+def quiet(row):
+    """Report to nobody."""
+
+
+def networks(**settings):
+    config = sac.Config(WIDE, **{**TINY, **settings})
+    actor = sac.Actor(config).double()
+    critic = sac.Critic(actor, config).double()
+    return actor, critic, copy.deepcopy(critic).requires_grad_(False)
+
+
+def batch(terminated=0.0, size=8):
+    rng = torch.Generator().manual_seed(0)
+    obs, next_obs = torch.randn(2, size, 2, generator=rng).double()
+    action = -2 + 8 * torch.rand(size, 1, generator=rng).double()
+    return sac.Batch(
+        obs, action, torch.randn(size, generator=rng).double(), next_obs, torch.full((size,), terminated)
+    )
+
+
+def test_log_probability_against_torch():
+    actor, _, _ = networks()
+    obs = torch.randn(500, 2).double()
+    action, log_prob = actor.sample(obs)
+    mean, log_std = actor(obs)
+    squashed = [TanhTransform(cache_size=1), AffineTransform(2.0, 4.0)]
+    expected = TransformedDistribution(Normal(mean, log_std.exp()), squashed).log_prob(action).sum(-1)
+    assert action.shape == (500, 1) and log_prob.shape == (500,)
+    assert action.min() >= -2 and action.max() <= 6
+    assert torch.allclose(log_prob, expected, atol=1e-6)
+
+
+def test_log_probability_is_finite_far_out():
+    actor = sac.Actor(sac.Config(WIDE, **TINY))
+    for far in (-20.0, 20.0):
+        actor.layers[-1].bias.data[0] = far
+        action, log_prob = actor.sample(torch.zeros(64, 2))
+        assert torch.isfinite(log_prob).all() and torch.isfinite(action).all()
+        log_prob.sum().backward()
+        assert all(torch.isfinite(p.grad).all() for p in actor.parameters())
+
+
+def test_act_is_the_scaled_tanh_of_the_mean():
+    actor = sac.Actor(sac.Config(WIDE, **TINY))
+    obs = np.random.default_rng(0).normal(size=(9, 2))
+    with torch.no_grad():
+        expected = 2 + 4 * torch.tanh(actor(torch.tensor(obs, dtype=torch.float32))[0]).numpy()
+    action = actor.act(obs)
+    assert action.dtype == np.float32 and action == pytest.approx(expected, abs=1e-6)
+    assert (action == actor.act(obs)).all()
+
+
+def test_two_critics_are_two_networks():
+    actor, critic, _ = networks()
+    obs, action, *_ = batch()
+    q = critic(obs, action)
+    assert q.shape == (2, 8) and not torch.allclose(q[0], q[1])
+    before = q.detach().clone()
+    critic.weights[0].data[1].normal_()
+    after = critic(obs, action)
+    assert torch.equal(after[0], before[0]) and not torch.allclose(after[1], before[1])
+
+
+@pytest.mark.parametrize("terminated", [0.0, 1.0])
+def test_critic_loss_by_hand(terminated):
+    actor, critic, target = networks(initial_q=0.0)
+    data, alpha, gamma = batch(terminated), torch.tensor(0.3).double(), 0.9
+    torch.manual_seed(5)
+    loss = sac.critic_loss(critic, target, actor, data, alpha, gamma)
+    torch.manual_seed(5)
+    next_action, next_log_prob = actor.sample(data.next_obs)
+    both = target(data.next_obs, next_action)
+    smaller = torch.where(both[0] < both[1], both[0], both[1])
+    y = data.reward + (0.0 if terminated else gamma) * (smaller - alpha * next_log_prob)
+    expected = sum(((q - y) ** 2).mean() for q in critic(data.obs, data.action))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    loss.backward()
+    assert all(p.grad is None for p in [*actor.parameters(), *target.parameters()])
+    assert all(p.grad.abs().sum() > 0 for p in critic.parameters())
+
+
+def test_actor_loss_by_hand():
+    actor, critic, _ = networks()
+    obs, alpha = batch().obs, 0.3
+    action, log_prob = actor.sample(obs)
+    loss = sac.actor_loss(critic.requires_grad_(False), obs, action, log_prob, alpha)
+    both = critic(obs, action)
+    expected = (alpha * log_prob - torch.minimum(both[0], both[1])).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    loss.backward()
+    assert all(p.grad is None for p in critic.parameters())
+    assert all(p.grad is not None for p in actor.parameters())
+
+
+@pytest.mark.parametrize("entropy, falls", [(3.0, True), (-4.0, False)])
+def test_temperature_falls_when_entropy_is_above_its_target(entropy, falls):
+    log_alpha = torch.tensor(0.5, requires_grad=True)
+    log_prob = torch.full((8,), -entropy, requires_grad=True)
+    loss = sac.temperature_loss(log_alpha, log_prob, -1.0)
+    loss.backward()
+    assert (log_alpha.grad > 0) == falls  # gradient descent
+    assert log_alpha.grad.item() == pytest.approx(entropy + 1.0)
+    assert log_prob.grad is None
+
+
+def test_polyak_after_every_update(monkeypatch):
+    seen, critic_loss = [], sac.critic_loss
+
+    def spy(critic, target, *rest):
+        assert all(not p.requires_grad for p in target.parameters())
+        seen.append([copy.deepcopy(network.state_dict()) for network in (critic, target)])
+        return critic_loss(critic, target, *rest)
+
+    monkeypatch.setattr(sac, "critic_loss", spy)
+    sac.train(sac.Config(WIDE, **{**TINY, "total_timesteps": 160}, tau=0.25), report=quiet)
+    assert len(seen) == 60 // sac.Config().train_frequency
+    for (_, before), (online, target) in zip(seen, seen[1:]):
+        for name in target:
+            assert torch.equal(target[name], torch.lerp(before[name], online[name], 0.25)), name
+
+
+def test_warm_up_is_uniform_and_what_is_stored(monkeypatch):
+    buffers, init = [], sac.ReplayBuffer.__init__
+
+    def spy(self, *args):
+        buffers.append(self)
+        init(self, *args)
+
+    monkeypatch.setattr(sac.ReplayBuffer, "__init__", spy)
+    config = sac.Config(WIDE, num_envs=8, total_timesteps=4_800, learning_starts=10_000, hidden_size=8)
+    sac.train(config, report=quiet)
+    obs, action, _, next_obs, terminated = (array[: buffers[0].added] for array in buffers[0].arrays)
+    assert buffers[0].added == 4_800 * 5 // 6  # 5 steps an episode, then a reset
+    assert (next_obs[:, 0] == obs[:, 0] + 1).all() and (terminated == (next_obs[:, 0] == 5)).all()
+    counts, _ = np.histogram(action, bins=8, range=(-2, 6))
+    assert counts.sum() == len(action) and counts.min() > 0.85 * len(action) / 8
+
+
+def test_truncation_is_not_termination(monkeypatch):
+    buffers, init = [], sac.ReplayBuffer.__init__
+    monkeypatch.setattr(sac.ReplayBuffer, "__init__", lambda self, *a: buffers.append(self) or init(self, *a))
+    sac.train(
+        sac.Config("probes:AlternatingBox-v0", num_envs=2, total_timesteps=160, learning_starts=1_000), quiet
+    )
+    obs, _, _, next_obs, terminated = (array[: buffers[0].added] for array in buffers[0].arrays)
+    assert (terminated == ((next_obs[:, 0] == 3) & (obs[:, 1] % 2 == 0))).all() and terminated.sum() == 20
+
+
+def test_probe_reward_by_action():
+    settings = {
+        **TINY,
+        "total_timesteps": 2_500,
+        "reward_scale": 1.0,
+        "initial_q": 0.0,
+        "learning_rate": 1e-2,
+    }
+    agent = sac.train(sac.Config("probes:ByActionBox-v0", **settings), report=quiet)
+    assert sac.evaluate(agent, "probes:ByActionBox-v0", 5, seed=0) == pytest.approx(np.zeros(5), abs=0.02)
