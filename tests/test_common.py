@@ -45,12 +45,13 @@ TINY = {
              clip_coef=1e-3, vf_coef=2.0, ent_coef=0.1, reward_scale=1.0, env_id="Acrobot-v1"),
     ),
     "pofd": (
-        dict(total_timesteps=256, num_envs=4, num_steps=16, hidden_size=16, discriminator_steps=2),
+        dict(total_timesteps=256, num_envs=4, num_steps=16, hidden_size=16, discriminator_steps=2,
+             env_id="MountainCarContinuous-v0"),
         dict(seed=2, total_timesteps=192, num_envs=8, num_steps=8, hidden_size=8, learning_rate=1e-2,
              max_grad_norm=1e-2, gamma=0.5, gae_lambda=0.5, update_epochs=2, num_minibatches=3,
              clip_coef=1e-3, vf_coef=2.0, ent_coef=0.1, reward_scale=1.0, reward_lambda=0.0,
              discriminator_steps=5, discriminator_batch_size=32, discriminator_learning_rate=0.0,
-             demo=demonstrations(5), env_id="MountainCarContinuous-v0"),
+             demo=demonstrations(2), env_id="InvertedPendulumPyBulletSparseEnv-v0"),
     ),
     "sac": (
         dict(total_timesteps=400, num_envs=4, hidden_size=16, batch_size=16, learning_starts=100,
@@ -313,7 +314,7 @@ def test_checkpoints_that_are_none(script, capsys, tmp_path, monkeypatch):
     for name in ("cut", "empty", "text", "evil", "list", "script", "size", "field", "gamma"):
         status, out, err = run(script, ["--load", str(tmp_path / f"{name}.pt")], capsys)
         assert (status, out) == (2, "") and err.count("\n") == 1 and f"{name}.pt" in err, (name, err)
-    other = "MountainCarContinuous-v0" if script in BOX_ONLY else "Acrobot-v1"
+    other = TINY[script][1]["env_id"]
     status, out, err = run(script, ["--load", str(good), "--env-id", other], capsys)
     assert (status, out) == (2, "") and err.count("\n") == 1 and "good.pt" in err
     assert not ran.exists()
