@@ -3,7 +3,7 @@
 `python dqn.py` solves CartPole-v1: greedy return 500.0 of 500 after 60,000 steps.
 env.step -> ReplayBuffer.add -> ReplayBuffer.sample -> td_loss -> Adam -> target network
 
-Three settings make it reliable without changing the algorithm. Q starts where never failing would put it
+Three settings help, and leave the algorithm as it is. Q starts where never failing would put it
 (initial_q): it need not climb there, and failures are the news. Scaled rewards keep these rare failures from
 being outliers to the Huber loss. And a bounded observation, such as an angle, is weighed by its bound.
 """
