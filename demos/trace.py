@@ -1,9 +1,9 @@
 """Follow one update of a script, from the observation before env.step to the change of the weights.
 
 `python demos/trace.py ppo.py` runs the script's own `train` until its first gradient step and prints, once
-and in the order of execution, each line that ran and, beside or under it, what it read and bound: small arrays
-whole, large ones as minimum, mean and maximum. The run is small (2 environments, batches of 4), or as flags of
-the script say: `python demos/trace.py dqn.py --gamma 0.9 --double`.
+and in the order of execution, each line that ran and, beside or under it, what it read and bound: small
+arrays whole, large ones as minimum, mean and maximum. The run is small (2 environments, batches of 4), or as
+flags of the script say: `python demos/trace.py dqn.py --gamma 0.9 --double`.
 Why sys.settrace: PySnooper, snoop and hunter print every round of a loop; here it is told once, summarised.
 """
 import argparse
@@ -135,6 +135,8 @@ class Call:
     """What one call of a function did: {line: Record}."""
     def __init__(self, frame):
         self.frame, self.code, self.records, self.current, self.before = frame, frame.f_code, {}, None, {}
+        optimizers = [x for x in frame.f_locals.values() if isinstance(x, torch.optim.Optimizer)]
+        self.trains = bool(optimizers) or self.code.co_name == "train"
 
 def weights(frame):
     """{name: tensor} of every parameter and buffer of the networks, and every trained tensor, in a frame."""
@@ -160,7 +162,8 @@ class Tracer:
                 statement = Statement(node)
                 self.statements.update(dict.fromkeys(range(statement.line, statement.last + 1), statement))
         self.train, self.stack, self.root = module.train.__code__, [], None
-        self.updates, self.made, self.optimizer, self.place = updates, 0, None, 0  # place: line of the step
+        self.updates, self.made, self.optimizer = updates, 0, None
+        self.places = {}  # {call: the line where the gradient step was made}, for each call then under way
 
     def trace(self, frame, event, _):
         """For sys.settrace: follow what `train` calls of the script in its loop, but for environments."""
@@ -208,8 +211,8 @@ class Tracer:
                  if re.split(r"\W", name)[0] in frame.f_locals]
         reads = [entry for name, value in reads if not isinstance(value, str)
                  for entry in describe(name, value) if entry.text]
-        if call is self.root:
-            self.find_step(statement, frame)
+        self.find_step(statement, frame)
+        if call.trains:
             call.before = {name: (x.detach().clone(), None if x.grad is None else x.grad.clone())
                            for name, x in weights(frame).items()}
         return call.records.setdefault(statement.line, Record(statement, reads))
@@ -221,7 +224,8 @@ class Tracer:
             if isinstance(optimizer, torch.optim.Optimizer):
                 self.optimizer = self.optimizer or optimizer
                 self.made += optimizer is self.optimizer
-                self.place = statement.line
+                self.places = {call: call.current.statement.line for call in self.stack[:-1]}
+                self.places[self.stack[-1]] = statement.line
 
     def finish(self, call, following):
         """Note what the current statement of a call has bound and changed, now that `following` is to run."""
@@ -232,7 +236,7 @@ class Tracer:
         if record.statement.loop:
             if not again:
                 return  # the loop is over: keep its last round
-            if call is self.root and self.place in body and record.rounds and self.made >= self.updates:
+            if self.places.get(call) in body and record.rounds and self.made >= self.updates:
                 raise UpdateSeenError
             call.records = {line: kept for line, kept in call.records.items() if line not in body}
             record.rounds += 1
@@ -243,7 +247,7 @@ class Tracer:
             entries = []  # the next line's names say it better
             record.reads = [entry for entry in record.reads if not entry.kind]
         record.binds = [entry for name, value in entries for entry in describe(name, value)]
-        if call is self.root:
+        if call.trains:
             record.binds += self.changes(call)
 
     @staticmethod

@@ -6,7 +6,6 @@ beside it; other flags are the script's (`--total-timesteps 10000`). Needs pillo
 `--window` need pygame-ce; the pendulums' are PyBullet's, without a screen.
 """
 import argparse
-import copy
 import importlib
 import itertools
 import os
@@ -46,15 +45,12 @@ def get_agents(module, load, untrained, flags, look):
     found, train, evaluate = [], module.train, module.evaluate
     name = os.path.basename(module.__file__)
 
-    def keep_before(config, *args, agent=None, **kwargs):
+    def keep_config(config, *args, **kwargs):
         look(config.env_id)
-        if untrained:
-            found.append((f"{name}, untrained", copy.deepcopy(agent)))
-        trained = train(config, *args, agent=agent, **kwargs)
-        found.append((f"{name}, {config.total_timesteps:,} steps", trained))
-        return trained
+        found.append(config)
+        return train(config, *args, **kwargs)
 
-    def keep_after(agent, env_id, *args, **kwargs):
+    def keep_agent(agent, env_id, *args, **kwargs):
         raise AgentReadyError(agent, env_id)
 
     def run(argv):
@@ -63,20 +59,19 @@ def get_agents(module, load, untrained, flags, look):
         except AgentReadyError as ready:
             return ready.args
 
-    module.train, module.evaluate = keep_before, keep_after
+    module.train, module.evaluate = keep_config, keep_agent
     try:
-        for path in load:
-            agent, env_id = run([*flags, "--load", path])
-            config = module.Config(**torch.load(path, "cpu", weights_only=True)["config"])
-            title = os.path.basename(path) if len(load) > 1 else name
-            found.append((f"{title}, {config.total_timesteps:,} steps", agent))
-        if not load:
-            _, env_id = run(flags)
-        elif untrained:
-            found.insert(0, (f"{name}, untrained", type(agent)(config)))
+        results = [run([*flags, "--load", path]) for path in load] or [run(flags)]
     finally:
         module.train, module.evaluate = train, evaluate
-    return found, env_id
+    saved = [torch.load(path, "cpu", weights_only=True)["config"] for path in load]
+    configs = [module.Config(**config) for config in saved] or found
+    names = [os.path.basename(path) for path in load] if len(load) > 1 else [name]
+    agents = [(f"{title}, {config.total_timesteps:,} steps", agent)
+              for title, config, (agent, _) in zip(names, configs, results)]
+    if untrained:  # as it began: all weights hang on the config's seed
+        agents.insert(0, (f"{name}, untrained", type(results[0][0])(configs[0])))
+    return agents, results[0][1]
 
 def make_env(env_id):
     """The environment, drawing pictures without a screen, and its frames per second."""

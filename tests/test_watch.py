@@ -1,6 +1,7 @@
 """demos/watch.py: pictures of the agent that was asked for, and one line for wrong input."""
 
 import importlib.util
+import itertools
 import os
 import re
 import sys
@@ -102,14 +103,12 @@ def test_the_teacher_is_put_into_the_recorded_states():
     observations, before = np.load(DEMO)["observations"], watch.bullet_clients()
     teacher = watch.replay(str(DEMO), "InvertedDoublePendulumPyBulletSparseEnv-v0", 1)
     tips = []
-    for _, step, _, _, over in teacher:
-        if over:
-            break
+    for _ in itertools.takewhile(lambda scene: not scene[-1], teacher):
         (client,) = (i for i in watch.bullet_clients() if i not in before)
         body = pybullet.getBodyUniqueId(0, physicsClientId=client)
         tips.append(pybullet.getLinkState(body, 5, physicsClientId=client)[0][0])
     recorded = observations[: len(tips), 2]  # the x of pole 2, which place() doesn't use; up to a step old
-    assert step == len(tips) - 1 > 20 and np.abs(tips - recorded).max() < 0.05 < recorded.std()
+    assert len(tips) > 20 and np.abs(tips - recorded).max() < 0.05 < recorded.std()
 
 
 @needs_pygame
