@@ -247,7 +247,7 @@ class Tracer:
             entries = []  # the next line's names say it better
             record.reads = [entry for entry in record.reads if not entry.kind]
         record.binds = [entry for name, value in entries for entry in describe(name, value)]
-        if call.trains:
+        if call.trains and not any(inner.trains for inner in record.calls):
             record.binds += self.changes(call)
 
     @staticmethod
