@@ -253,6 +253,7 @@ def test_act_is_greedy():
     assert action.dtype == np.int64 and action.shape == (32,) and (action == expected.numpy()).all()
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("seed", [11, 12, 13])
 def test_solves_cartpole(seed):
     config = dqn.Config(seed=seed)

@@ -294,6 +294,7 @@ def test_probe_reward_by_action(env_id, best):
     assert ppo.evaluate(agent, env_id, 5, seed=0) == pytest.approx(np.full(5, best), abs=0.02)
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("seed", [11, 12, 13])
 def test_solves_cartpole(seed):
     config = ppo.Config(seed=seed)
