@@ -30,8 +30,8 @@ class Forks:
         """(exit status, standard output, standard error); the status of a killed one is minus the signal.
 
         `kill=(signal, seconds)` is sent that long after the start, or with `after_text=True` after the first
-        output. `file_size` is the limit in bytes that a full disk is. With `evaluate=False` evaluation
-        is left out. `repeat=True` runs the command again and again.
+        output, or with `after_file=path` after that file is there. `file_size` is the limit in bytes that a
+        full disk is. With `evaluate=False` evaluation is left out.
         """
         request = {"script": script, "argv": [str(word) for word in argv], "cwd": os.getcwd(), **how}
         self.interpreter.stdin.write(json.dumps(request) + "\n")
@@ -44,10 +44,9 @@ class Forks:
         self.interpreter.wait()
 
 
-def become(script, argv, cwd, evaluate=True, file_size=None, repeat=False, **_):
+def become(script, argv, cwd, evaluate=True, file_size=None, **_):
     """In the forked process: `python script.py argv...`."""
     os.chdir(cwd)
-    sys.stdout.reconfigure(line_buffering=True)
     module = importlib.import_module(script)
     if not evaluate:
         module.evaluate = lambda *_: module.np.zeros(1)
@@ -56,8 +55,6 @@ def become(script, argv, cwd, evaluate=True, file_size=None, repeat=False, **_):
     status = 0
     try:
         module.main(argv)
-        while repeat:
-            module.main(argv)
     except SystemExit as exit_:
         status = exit_.code or 0
     except BaseException:
@@ -66,6 +63,14 @@ def become(script, argv, cwd, evaluate=True, file_size=None, repeat=False, **_):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def begun(out, after_text=False, after_file=None, **_):
+    """What the signal waits for has happened."""
+    time.sleep(0.01 if after_text else 0)
+    return not (after_text and os.fstat(out.fileno()).st_size == 0) and (
+        after_file is None or os.path.exists(after_file)
+    )
 
 
 def serve(scripts):
@@ -88,10 +93,9 @@ def serve(scripts):
                 become(**request)
             if "kill" in request:
                 number, seconds = request["kill"]
-                while request.get("after_text") and os.fstat(out.fileno()).st_size == 0:
+                while not begun(out, **request):
                     if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                        break
-                    time.sleep(0.01)
+                        break  # it ended before
                 time.sleep(seconds)
                 os.kill(pid, number)  # it was not waited for yet: the number is still its own
             answer = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])]

@@ -47,6 +47,16 @@ class Chain(gym.Env):
         return self.observation(), reward, end and not truncate, end and truncate, {}
 
 
+class Lengths(Chain):
+    """Chains of 2 to 8 steps, each of which pays 1; the even ones terminate, the odd ones are truncated."""
+
+    def reset(self, *, seed=None, options=None):
+        result = super().reset(seed=seed)
+        self.length = self.np_random.integers(2, 9)
+        self.truncate = self.length % 2 == 1
+        return result
+
+
 class Broken(gym.Env):
     """Observations, or rewards, become NaN at step `at`."""
 
@@ -94,6 +104,7 @@ for suffix, box in ("", False), ("Box", True):
     register(f"Truncated{suffix}", Chain, length=4, constant=True, truncate=True, box=box)
     register(f"Terminated{suffix}", Chain, length=4, constant=True, box=box)
     register(f"Alternating{suffix}", Chain, length=3, alternate=True, box=box)
+    register(f"Lengths{suffix}", Lengths, constant=True, box=box)
     register(f"Broken{suffix}", Broken, box=box)
     register(f"BrokenReward{suffix}", Broken, box=box, reward=True)
 register("WideBox", Chain, length=5, by_action=True, box=True, low=-2.0, high=6.0)

@@ -217,6 +217,65 @@ def test_rows_of_the_report(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+def test_evaluate_counts_one_episode_each(script):
+    """Episodes of 2 to 8 steps that pay 1 each, by the environment's seed; even ones terminate, odd ones not."""
+    env_id = f"probes:Lengths{'Box' * (script in BOX_ONLY)}-v0"
+    module, config = make(script, env_id=env_id, total_timesteps=4)
+    network = {"dqn": "QNetwork", "sac": "Actor"}.get(script, "ActorCritic")
+    returns = module.evaluate(getattr(module, network)(config), env_id, 30, seed=7)
+    lengths = [np.random.default_rng(7 + i).integers(2, 9) for i in range(30)]
+    assert returns.tolist() == lengths and len(set(lengths)) == 7
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_learning_rate_is_annealed_to_zero(script, monkeypatch):
+    rates, step = {}, torch.optim.Adam.step
+
+    def spy(self, *args):
+        rates.setdefault(id(self), []).append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    if script in ("dqn", "sac"):  # one gradient step a vector step
+        settings, moments = {"learning_starts": 40, "train_frequency": 4}, range(44, 193, 4)
+    else:
+        settings, moments = {"update_epochs": 2, "num_minibatches": 3}, np.repeat([0, 64, 128], 6)
+    train(script, total_timesteps=192, learning_rate=0.01, **settings)
+    first = [0.01 * (1 - now / 192) for now in moments]
+    assert next(iter(rates.values())) == pytest.approx(first)
+    if script == "sac":  # actor and temperature, on every second update
+        assert list(rates.values())[1] == pytest.approx(first[1::2])
+
+
+@pytest.mark.parametrize("script", ["ppo", "pofd"])
+def test_resets_are_not_learned_from(script, monkeypatch):
+    """Three steps an episode, then a reset; rollouts of three steps, so that some begin with the reset."""
+    module, sizes = importlib.import_module(script), []
+    surrogate = module.clipped_surrogate
+    monkeypatch.setattr(
+        module, "clipped_surrogate", lambda *args: sizes.append(len(args[0])) or surrogate(*args)
+    )
+    settings = dict(num_envs=2, num_steps=3, total_timesteps=24, update_epochs=1, num_minibatches=1)
+    settings |= dict(env_id="probes:AlternatingBox-v0") | (
+        dict(demo=demonstrations(2)) if script == "pofd" else {}
+    )
+    train(script, **settings)
+    assert sizes == [6, 4, 4, 4]
+
+
+@pytest.mark.parametrize("script", ["ppo", "pofd"])
+def test_networks_begin_orthogonal_and_the_policy_near_its_middle(script):
+    module = importlib.import_module(script)
+    agent = module.ActorCritic(make(script, env_id="MountainCarContinuous-v0", hidden_size=64)[1])
+    for net, last in (agent.actor, 0.01), (agent.critic, 1.0 if script == "ppo" else 0.01):
+        for layer, gain in zip(net[::2], (2**0.5, 2**0.5, last)):
+            weight = layer.weight if len(layer.weight) <= layer.weight.shape[1] else layer.weight.T
+            assert torch.allclose(weight @ weight.T, gain**2 * torch.eye(len(weight)), atol=1e-5)
+            assert (layer.bias == 0).all()
+    assert (agent.log_std == 0).all()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_evaluate_returns_one_number_an_episode(script):
     module, config = make(script)
     agent = module.train(config, report=lambda row: None)
