@@ -156,6 +156,7 @@ def test_every_setting_changes_the_outcome(script):
     changed = TINY[script][1]
     assert {field.name for field in dataclasses.fields(config)} == set(changed) | {"device"}
     base = train(script)
+    assert train(script) == base
     for name, value in changed.items():
         assert train(script, **{name: value}) != base, name
 
@@ -218,13 +219,42 @@ def test_rows_of_the_report(script):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_evaluate_counts_one_episode_each(script):
-    """Episodes of 2 to 8 steps that pay 1 each, by the environment's seed; even ones terminate, odd ones not."""
+    """Episodes of 2 to 8 steps that pay 1 each, by the seed; even ones terminate, odd ones are truncated."""
     env_id = f"probes:Lengths{'Box' * (script in BOX_ONLY)}-v0"
     module, config = make(script, env_id=env_id, total_timesteps=4)
     network = {"dqn": "QNetwork", "sac": "Actor"}.get(script, "ActorCritic")
     returns = module.evaluate(getattr(module, network)(config), env_id, 30, seed=7)
     lengths = [np.random.default_rng(7 + i).integers(2, 9) for i in range(30)]
     assert returns.tolist() == lengths and len(set(lengths)) == 7
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_evaluation_is_of_fresh_episodes(script, monkeypatch, capsys):
+    module, seen = importlib.import_module(script), []
+    monkeypatch.setattr(module, "train", lambda *_, **__: None)
+    monkeypatch.setattr(module, "evaluate", lambda *args: seen.append(args[1:]) or np.array([1.0, 4.0]))
+    status, out, _ = run(script, flags(script, seed=3), capsys)
+    env_id = make(script)[1].env_id
+    assert status == 0 and seen == [(env_id, 20 if script == "pofd" else 100, 10_003)]
+    assert out.startswith(f"{script}.py {env_id} seed 3: return 2.5 +- 1.5 (min 1) over 2 episodes, ")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_control_c_saves_and_evaluates_nothing(script, monkeypatch, capsys, tmp_path):
+    module = importlib.import_module(script)
+
+    def interrupt(config, agent):
+        next(agent.parameters()).data.fill_(7.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train", interrupt)
+    monkeypatch.setattr(module, "evaluate", lambda *_: pytest.fail("evaluation started"))
+    argv = [*flags(script), "--save", str(tmp_path / "agent.pt")]
+    assert run(script, argv, capsys) == (130, "", "")
+    saved = torch.load(tmp_path / "agent.pt", weights_only=True)
+    key = f"{script}.py {make(script)[1].env_id}"
+    assert any((value == 7).all() for value in saved[key].values())
+    assert saved["config"] == dataclasses.asdict(make(script)[1])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
