@@ -171,3 +171,50 @@ def test_probe_reward_by_action():
     }
     agent = sac.train(sac.Config("probes:ByActionBox-v0", **settings), report=quiet)
     assert sac.evaluate(agent, "probes:ByActionBox-v0", 5, seed=0) == pytest.approx(np.zeros(5), abs=0.02)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_critic_written_out(plain):
+    _, critic, _ = networks(plain=plain, initial_q=3.0)
+    obs, action, *_ = batch()
+    for i, q in enumerate(critic(obs, action)):
+        x = torch.cat([obs, (action - 2) / 4], 1)  # actions in [-2, 6] become [-1, 1]
+        for weight, bias in list(zip(critic.weights, critic.biases))[:-1]:
+            x = x @ weight[i] + bias[i]
+            x = torch.relu(x) if plain else torch.nn.functional.layer_norm(x, (16,))
+            x = x if plain else x * torch.sigmoid(x)
+        assert torch.allclose(q, (x @ critic.weights[-1][i]).squeeze(1) + 3.0)
+
+
+def test_log_std_stays_between_its_bounds():
+    actor = sac.Actor(sac.Config(WIDE, **TINY))
+    for far, bound in (100.0, 2.0), (-100.0, -5.0):
+        actor.layers[-1].bias.data[1] = far
+        assert (actor(torch.zeros(3, 2))[1] == bound).all()
+
+
+def test_temperature_starts_at_alpha_and_is_learned_and_used(monkeypatch):
+    critics, actors, targets = [], [], set()
+    spies = {
+        "critic_loss": lambda *a: critics.append(a[4].item()),
+        "actor_loss": lambda *a: actors.append(a[4]),
+    }
+    spies["temperature_loss"] = lambda *a: targets.add(round(float(a[2]), 5))
+    for name, spy in spies.items():
+        loss = getattr(sac, name)
+        monkeypatch.setattr(sac, name, lambda *a, loss=loss, spy=spy: (spy(*a), loss(*a))[1])
+    rows, settings = [], {**TINY, "total_timesteps": 300}
+    agent = sac.train(sac.Config(WIDE, **settings, alpha=0.2), report=rows.append)
+    assert critics[0] == pytest.approx(0.2) and len(set(critics)) > 20
+    assert rows[-1]["alpha"] == pytest.approx(critics[-1], rel=0.05) and critics[-1] != pytest.approx(0.2)
+    assert set(actors) <= set(critics)
+    assert targets == {round(np.log(4) - 1, 5)}  # -1 for actions in [-1, 1]; these are four times as wide
+    assert all(parameter.requires_grad for parameter in agent.parameters())
+
+
+@pytest.mark.parametrize("size, expected", [(50, 50), (1_000_000, 204)])
+def test_buffer_is_no_larger_than_needed(monkeypatch, size, expected):
+    sizes, init = [], sac.ReplayBuffer.__init__
+    monkeypatch.setattr(sac.ReplayBuffer, "__init__", lambda self, *a: sizes.append(a[0]) or init(self, *a))
+    sac.train(sac.Config(WIDE, **{**TINY, "total_timesteps": 200, "buffer_size": size}), report=quiet)
+    assert sizes == [expected]
