@@ -207,7 +207,7 @@ def test_temperature_starts_at_alpha_and_is_learned_and_used(monkeypatch):
     agent = sac.train(sac.Config(WIDE, **settings, alpha=0.2), report=rows.append)
     assert critics[0] == pytest.approx(0.2) and len(set(critics)) > 20
     assert rows[-1]["alpha"] == pytest.approx(critics[-1], rel=0.05) and critics[-1] != pytest.approx(0.2)
-    assert set(actors) <= set(critics)
+    assert {alpha.item() for alpha in actors} <= set(critics)
     assert targets == {round(np.log(4) - 1, 5)}  # -1 for actions in [-1, 1]; these are four times as wide
     assert all(parameter.requires_grad for parameter in agent.parameters())
 
