@@ -244,6 +244,20 @@ def test_probe_truncation_bootstraps_and_termination_does_not():
     assert values.mean(1).min() > 1.3  # without the bootstrap the last one would be 1
 
 
+@pytest.mark.parametrize(
+    "env_id, bounds",
+    [("CartPole-v1", [4.8, 0, 0.41888, 0]), ("MountainCar-v0", [1.2, 0.07])],  # 0: none
+)
+def test_bounded_observations_are_weighed_by_their_bound(env_id, bounds):
+    agent = dqn.QNetwork(dqn.Config(env_id, seed=6))
+    torch.manual_seed(6)
+    plain = nn.Linear(len(bounds), agent[0].out_features).weight.detach().numpy()
+    factor = [4.8 / bound if bound else 1 for bound in bounds]
+    assert agent[0].weight.detach().numpy() == pytest.approx(plain * factor, rel=1e-4)
+    assert (agent[-1].bias == dqn.Config.initial_q).all()
+    assert [type(layer).__name__ for layer in agent] == ["Linear", "LayerNorm", "ReLU"] * 2 + ["Linear"]
+
+
 def test_act_is_greedy():
     agent = dqn.QNetwork(dqn.Config())
     obs = np.random.default_rng(0).normal(size=(32, 4))  # float64, as some environments give
