@@ -66,21 +66,32 @@ EXPERIMENTS = [
         "dqn",
         "no target network",
         "Must Q chase a target that stands still?",
-        "",
+        (
+            "Four seeds of five are lost: the moving target passes on the errors of every semi-gradient "
+            "step. Q at the start stays at 5.0 to 5.7, where 5 is the bound, so the deadly triad is "
+            "there, but does not diverge."
+        ),
         settings=dict(tau=1.0, target_network_frequency=1),
     ),
     Experiment(
         "dqn",
         "no replay",
         "What if only the newest step of the 32 environments is learned from?",
-        "",
+        (
+            "Three seeds of five are lost: the newest transitions are correlated and what was learned of "
+            "others is forgotten (catastrophic interference). For two seeds 32 environments side by side "
+            "are variety enough."
+        ),
         settings=dict(buffer_size=32),
     ),
     Experiment(
         "dqn",
         "no LayerNorm",
         "Does the network need its normalisation?",
-        "",
+        (
+            "It matters little: one seed is lost, one is damaged, three are within 2 of the best. Q does "
+            "not diverge without it."
+        ),
         edits=(
             ("shape[0], hidden_size), nn.LayerNorm(hidden_size)", "shape[0], hidden_size)"),
             ("(hidden_size, hidden_size), nn.LayerNorm(hidden_size)", "(hidden_size, hidden_size)"),
@@ -90,91 +101,135 @@ EXPERIMENTS = [
         "dqn",
         "rewards not scaled",
         "Does the Huber loss care about the unit of reward?",
-        "",
+        (
+            "One seed is lost, one is damaged: the TD error of a failure, near 50, lies where the Huber "
+            "loss is linear, and its gradient counts no more than that of an error of 1."
+        ),
         settings=dict(reward_scale=1.0, initial_q=50.0),
     ),
     Experiment(
         "dqn",
         "Q starts at 0",
         "What is the head start of Q worth?",
-        "",
+        (
+            "It does not matter: Q climbs to 5 all the same. The optimistic initialisation buys nothing "
+            "here."
+        ),
         settings=dict(initial_q=0.0),
     ),
     Experiment(
         "dqn",
         "bounds not weighed",
         "Can angles and metres go in as they are?",
-        "",
+        (
+            "Four seeds of five are lost: the input is badly conditioned, 0.2 rad is failure for the pole "
+            "and next to nothing beside the cart's 2.4 m."
+        ),
         edits=(("np.where(bound < 1e6, 4.8 / bound, 1)", "np.ones_like(bound)"),),
     ),
     Experiment(
         "dqn",
         "time limit taken for failure",
         "What if truncation cuts the bootstrap as well?",
-        "",
+        (
+            "Returns do not suffer: the time-limit aliasing (an end that no observation announces) makes "
+            "for TD losses some times larger, but too few transitions are of this kind to change the "
+            "greedy policy."
+        ),
         edits=(("* reward, next_obs, terminated", "* reward, next_obs, terminated | truncated"),),
     ),
     Experiment(
         "dqn",
         "terminated and truncated swapped",
         "What if failure bootstraps, and the time limit does not?",
-        "",
+        (
+            "Four seeds fall within 14 steps, with a last TD loss below 0.0001: Q = 5 everywhere solves a "
+            "Bellman equation in which falling costs nothing."
+        ),
         edits=(("next_obs, reward, terminated, truncated,", "next_obs, reward, truncated, terminated,"),),
     ),
     Experiment(
         "ppo",
         "value target recomputed",
         "Must the target be fixed for the rollout?",
-        "",
+        (
+            "It does not matter: V chases its newest self, which lifts it slightly above its bound of 10, "
+            "but lambda-returns rest on rewards enough for that."
+        ),
         edits=(NUMBER_PAIRS, ("value_loss =", LIVE_TARGETS.replace("[target]", "[target].detach()"))),
     ),
     Experiment(
         "ppo",
         "value target not detached",
         "And if the gradient flows into it too?",
-        "",
+        (
+            "It does not matter here: this is the residual gradient (Baird 1995), which double sampling "
+            "biases where what comes next is random, and CartPole is deterministic."
+        ),
         edits=(NUMBER_PAIRS, ("value_loss =", LIVE_TARGETS)),
     ),
     Experiment(
         "ppo",
         "one-step value target recomputed",
         "And with r + gamma V(s') alone as the target, detached?",
-        "",
+        (
+            "One seed of five is lost: bootstrapping on V alone, the reward travels one step a sweep "
+            "(bias in place of variance)."
+        ),
         edits=(NUMBER_PAIRS, ("value_loss =", ONE_STEP_TARGETS.replace("[target]", "[target].detach()"))),
     ),
     Experiment(
         "ppo",
         "one-step value target not detached",
         "And if the gradient flows into that?",
-        "",
+        (
+            "All seeds are lost: the residual gradient (Baird 1995) pulls V(s') down to V(s) as much as "
+            "V(s) up, so value travels slowly: V at the start is 4.4 to 6.7 at the end, where the "
+            "semi-gradient has 7.8 to 10.2."
+        ),
         edits=(NUMBER_PAIRS, ("value_loss =", ONE_STEP_TARGETS)),
     ),
     Experiment(
         "ppo",
         "no clipping",
         "Does the importance ratio need a bound?",
-        "",
+        (
+            "All seeds are lost: nothing keeps the importance ratio near 1 for ten epochs on one rollout, "
+            "steps overshoot, and entropy collapses (below 0.1 nats in four seeds, 0.36 to 0.47 "
+            "unbroken)."
+        ),
         settings=dict(clip_coef=1e6),
     ),
     Experiment(
         "ppo",
         "advantages not normalised",
         "Does the scale of the advantages matter?",
-        "",
+        (
+            "Two seeds of five are lost or damaged: while V lags behind the returns, nearly every "
+            "advantage is positive, and what was done is reinforced because it was done (a poor "
+            "baseline)."
+        ),
         edits=(("(advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)", "advantage"),),
     ),
     Experiment(
         "ppo",
         "time limit taken for failure",
         "What if truncation cuts the bootstrap as well?",
-        "",
+        (
+            "Returns do not suffer, values do: states alike are worth 10 or nothing depending on an "
+            "unseen clock (time-limit aliasing), and the last value loss is 0.1 to 1.2 in place of 0.001 "
+            "to 0.004."
+        ),
         edits=(("reward * config.reward_scale, terminated,", "reward * config.reward_scale, done[1:],"),),
     ),
     Experiment(
         "ppo",
         "terminated and truncated swapped",
         "What if failure bootstraps, and the time limit does not?",
-        "",
+        (
+            "Four seeds fall within 70 steps on average: failure bootstraps, so that falling costs "
+            "nothing, and V at the start is 7 to 10 all the same."
+        ),
         edits=(("reward[t], terminated[t], truncated,", "reward[t], truncated, terminated[t],"),),
     ),
     Experiment(
