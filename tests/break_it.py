@@ -132,9 +132,8 @@ EXPERIMENTS = [
         "time limit taken for failure",
         "What if truncation cuts the bootstrap as well?",
         (
-            "Returns do not suffer: the time-limit aliasing (an end that no observation announces) makes "
-            "for TD losses some times larger, but too few transitions are of this kind to change the "
-            "greedy policy."
+            "It does not matter for the return here, though it is time-limit aliasing (nothing announces "
+            "the end): the bootstrap is cut in few transitions only."
         ),
         edits=(("* reward, next_obs, terminated", "* reward, next_obs, terminated | truncated"),),
     ),
@@ -205,9 +204,8 @@ EXPERIMENTS = [
         "advantages not normalised",
         "Does the scale of the advantages matter?",
         (
-            "Two seeds of five are lost or damaged: while V lags behind the returns, nearly every "
-            "advantage is positive, and what was done is reinforced because it was done (a poor "
-            "baseline)."
+            "Two seeds of five are lost or damaged: without subtracting the mean, a V that lags behind is "
+            "a poor baseline, and what was done is reinforced for having been done."
         ),
         edits=(("(advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)", "advantage"),),
     ),
