@@ -48,10 +48,10 @@ class Chain(gym.Env):
 
 
 class Broken(gym.Env):
-    """Observations become NaN at step `at`."""
+    """Observations, or rewards, become NaN at step `at`."""
 
-    def __init__(self, at=50, box=False):
-        self.at, self.number = at, 0
+    def __init__(self, at=20, box=False, reward=False):
+        self.at, self.number, self.reward = at, 0, reward
         self.observation_space = gym.spaces.Box(-1, 1, (2,))
         self.action_space = gym.spaces.Box(-1, 1, (1,)) if box else gym.spaces.Discrete(2)
 
@@ -61,7 +61,9 @@ class Broken(gym.Env):
 
     def step(self, action):
         self.number += 1
-        return np.full(2, np.nan if self.number >= self.at else 0, np.float32), 0.0, False, False, {}
+        value = np.nan if self.number >= self.at else 0.0
+        obs = np.full(2, 0.0 if self.reward else value, np.float32)
+        return obs, value if self.reward else 0.0, False, False, {}
 
 
 class Spaces(gym.Env):
@@ -93,6 +95,7 @@ for suffix, box in ("", False), ("Box", True):
     register(f"Terminated{suffix}", Chain, length=4, constant=True, box=box)
     register(f"Alternating{suffix}", Chain, length=3, alternate=True, box=box)
     register(f"Broken{suffix}", Broken, box=box)
+    register(f"BrokenReward{suffix}", Broken, box=box, reward=True)
 register("WideBox", Chain, length=5, by_action=True, box=True, low=-2.0, high=6.0)
 register(
     "Image", Spaces, observation_space=gym.spaces.Box(0, 255, (4, 4, 3), np.uint8), action_space=DISCRETE

@@ -213,7 +213,7 @@ def test_what_is_stored(monkeypatch):
 
 def q_values(env_id, observations, **settings):
     agent = dqn.train(
-        dqn.Config(env_id, **{**TINY, "total_timesteps": 4_000, **settings}), report=lambda row: None
+        dqn.Config(env_id, **{**TINY, "total_timesteps": 2_000, **settings}), report=lambda row: None
     )
     with torch.no_grad():
         return agent(torch.tensor(observations, dtype=torch.float32)).numpy(), agent
@@ -233,13 +233,13 @@ def test_probe_reward_by_action():
 @pytest.mark.parametrize("double", [False, True])
 def test_probe_value_two_steps_ahead(double):
     values, _ = q_values("probes:TwoAhead-v0", [[0, 1], [1, 1], [2, 1]], gamma=0.5, double=double)
-    assert values == pytest.approx(np.array([[0.25] * 2, [0.5] * 2, [1.0] * 2]), abs=0.07)
+    assert values == pytest.approx(np.array([[0.25] * 2, [0.5] * 2, [1.0] * 2]), abs=0.05)
 
 
 def test_probe_truncation_bootstraps_and_termination_does_not():
     observations = [[0, 1], [1, 1], [2, 1], [3, 1]]
     values, _ = q_values("probes:Terminated-v0", observations, gamma=0.5)
-    assert values.mean(1) == pytest.approx([1.875, 1.75, 1.5, 1.0], abs=0.1)
+    assert values.mean(1) == pytest.approx([1.875, 1.75, 1.5, 1.0], abs=0.05)
     values, _ = q_values("probes:Truncated-v0", observations, gamma=0.5)
     assert values.mean(1).min() > 1.3  # without the bootstrap the last one would be 1
 
@@ -253,6 +253,7 @@ def test_act_is_greedy():
     assert action.dtype == np.int64 and action.shape == (32,) and (action == expected.numpy()).all()
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("seed", [11, 12, 13])
 def test_solves_cartpole(seed):
     config = dqn.Config(seed=seed)

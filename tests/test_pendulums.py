@@ -1,8 +1,6 @@
 """The pendulums of sac.py and pofd.py: equal to pybullet_envs_gymnasium's to the last bit."""
 
 import importlib
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -47,12 +45,12 @@ class Reference:
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("double", [False, True])
 def test_equal_to_the_last_bit(module, double):
-    """200 episodes, four pendulums in one world against four worlds; they run on past their end."""
+    """80 episodes, four pendulums in one world against four worlds; they run on past their end."""
     envs = pendulums(module, 4, double)
     references = [Reference(double) for _ in range(4)]
     rng = np.random.default_rng(1)
     fallen = 0
-    for episode in range(50):
+    for episode in range(20):
         obs, _ = envs.reset(seed=episode)
         angles = np.random.default_rng(episode).uniform(-0.1, 0.1, (4, 1 + double))
         assert (np.abs(angles) <= 0.1).all()
@@ -184,10 +182,3 @@ def test_rgb_array_needs_no_screen():
         image = env.render()
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
         assert image.std() > 5 and (image != first).any()
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_no_banner_of_pybullet(module):
-    code = f"import gymnasium, {module}; e = gymnasium.make_vec({IDS[0]!r}, num_envs=2); e.reset(); e.close()"
-    result = subprocess.run([sys.executable, "-c", code], cwd=TOP, capture_output=True, text=True, check=True)
-    assert "argv" not in result.stdout + result.stderr

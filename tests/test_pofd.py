@@ -148,6 +148,7 @@ def test_agent_that_replays_the_demonstrations_cannot_be_told_from_them(monkeypa
     assert np.mean([x.item() for x in losses[-50:]]) == pytest.approx(2 * np.log(2), abs=0.1)
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("seed", [11, 12])
 def test_solves_the_sparse_pendulum(seed):
     config = pofd.Config(seed=seed)

@@ -16,8 +16,9 @@ TINY = dict(
     num_minibatches=2,
     update_epochs=4,
     reward_scale=1.0,
-    total_timesteps=2_560,
+    total_timesteps=1_280,
 )
+PROBE = {**TINY, "num_envs": 8}
 
 
 def quiet(row):
@@ -278,22 +279,23 @@ def test_probe_values(box):
         (f"probes:TwoAhead{suffix}-v0", 0.5, [[0, 1], [1, 1], [2, 1]], [0.25, 0.5, 1.0]),
         (f"probes:Terminated{suffix}-v0", 0.5, [[0, 1], [1, 1], [2, 1], [3, 1]], [1.875, 1.75, 1.5, 1.0]),
     ):
-        agent = ppo.train(ppo.Config(env_id, **TINY, gamma=gamma), report=quiet)
+        agent = ppo.train(ppo.Config(env_id, **PROBE, gamma=gamma), report=quiet)
         with torch.no_grad():
             assert agent.critic(torch.tensor(obs).float()).squeeze(1).numpy() == pytest.approx(
                 expected, abs=0.15
             )
-    agent = ppo.train(ppo.Config(f"probes:Truncated{suffix}-v0", **TINY, gamma=0.5), report=quiet)
+    agent = ppo.train(ppo.Config(f"probes:Truncated{suffix}-v0", **PROBE, gamma=0.5), report=quiet)
     with torch.no_grad():
         assert agent.critic(torch.tensor([[3.0, 1.0]])).item() > 1.3  # without the bootstrap it would be 1
 
 
 @pytest.mark.parametrize("env_id, best", [("probes:ByAction-v0", 1.0), ("probes:ByActionBox-v0", 0.0)])
 def test_probe_reward_by_action(env_id, best):
-    agent = ppo.train(ppo.Config(env_id, **{**TINY, "total_timesteps": 4_096}), report=quiet)
+    agent = ppo.train(ppo.Config(env_id, **PROBE), report=quiet)
     assert ppo.evaluate(agent, env_id, 5, seed=0) == pytest.approx(np.full(5, best), abs=0.02)
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("seed", [11, 12, 13])
 def test_solves_cartpole(seed):
     config = ppo.Config(seed=seed)
