@@ -218,10 +218,10 @@ def load_demonstrations(path, obs_dim, action_space):
     except Exception as error:
         raise ValueError(f"{path}: expected an .npz of observations and actions: {error}") from None
     for (key, array), width in zip(arrays.items(), (obs_dim, *action_space.shape)):
-        if array.dtype.kind not in "fiu" or array.shape != (len(arrays["actions"]), width) or len(array) == 0:
+        if array.dtype.kind not in "fiu" or array.shape != (*arrays["actions"].shape[:1], width) or not array.size:
             raise ValueError(f"{path}: {key} are {array.dtype} {array.shape}, expected floats (n, {width})")
-        if not np.isfinite(array.astype(np.float32)).all():
-            raise ValueError(f"{path}: {key} contain numbers that are not finite")
+        if not (np.abs(array) < np.float64(1e30)).all():
+            raise ValueError(f"{path}: {key} contain numbers that are not finite, or 1e30 and more")
     action = np.clip(arrays["actions"], action_space.low, action_space.high)
     return arrays["observations"].astype(np.float32), action.astype(np.float32)
 
