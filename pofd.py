@@ -76,9 +76,10 @@ class PendulumVectorEnv(gym.vector.VectorEnv):
         self.world = {"physicsClientId": pybullet.connect(pybullet.DIRECT)}
         pybullet.setGravity(0, 0, -9.8, **self.world)
         pybullet.setPhysicsEngineParameter(0.0165, numSolverIterations=5, numSubSteps=1, **self.world)
-        model = f"{pybullet_data.getDataPath()}/mjcf/inverted_{'double_' if double else ''}pendulum.xml"
+        model = f"{pybullet_data.getDataPath()}/mjcf/inverted_{'double_' * double}pendulum.xml"
+        colored = pybullet.URDF_GOOGLEY_UNDEFINED_COLORS
         for i in range(num_envs):
-            *scenery, body = pybullet.loadMJCF(model, **self.world)
+            *scenery, body = pybullet.loadMJCF(model, flags=colored, **self.world)
             for surplus in scenery:
                 pybullet.removeBody(surplus, **self.world)
             pybullet.resetBasePositionAndOrientation(body, (0, i, 0), (0, 0, 0, 1), **self.world)
@@ -121,8 +122,10 @@ class PendulumVectorEnv(gym.vector.VectorEnv):
 
 class PendulumEnv(gym.Env):
     """One pendulum, for `gym.make`."""
-    def __init__(self, double=False):
-        self.envs = PendulumVectorEnv(1, double)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 60}
+
+    def __init__(self, double=False, render_mode=None):
+        self.envs, self.render_mode = PendulumVectorEnv(1, double), render_mode
         self.observation_space = self.envs.single_observation_space
         self.action_space = self.envs.single_action_space
 
@@ -135,6 +138,13 @@ class PendulumEnv(gym.Env):
         self.envs.done[:] = False  # past its end, a pendulum runs on
         obs, reward, terminated, _, _ = self.envs.step(action[None])
         return obs[0], float(reward[0]), bool(terminated[0]), False, {}
+
+    def render(self):
+        camera = {"viewMatrix": pybullet.computeViewMatrix((0, -2, 0.6), (0, 0, 0.4), (0, 0, 1)),
+                  "projectionMatrix": pybullet.computeProjectionMatrixFOV(60, 4 / 3, 0.1, 10)}
+        camera |= {"renderer": pybullet.ER_TINY_RENDERER, **self.envs.world}
+        image = pybullet.getCameraImage(320, 240, **camera)[2]
+        return np.reshape(image, (240, 320, 4))[..., :3].astype(np.uint8)
 
 for double, threshold in (False, 475), (True, 950):
     gym.register(f"Inverted{'Double' * double}PendulumPyBulletSparseEnv-v0", PendulumEnv, threshold,
@@ -365,8 +375,11 @@ def main(argv=None):
     except FloatingPointError as error:
         parser.exit(1, f"pofd.py: error: {error}\n")
     if save:
-        torch.save({"config": vars(config), f"pofd.py {config.env_id}": agent.state_dict()}, f"{save}.tmp")
-        os.replace(f"{save}.tmp", save)  # at no moment is there half a file
+        try:
+            torch.save({"config": vars(config), f"pofd.py {config.env_id}": agent.state_dict()}, f"{save}.tmp")
+            os.replace(f"{save}.tmp", save)  # at no moment is there half a file
+        except Exception as error:  # a full disk, say
+            parser.exit(1, f"pofd.py: error: {save}: not written: {str(error).splitlines()[0]}\n")
     if interrupted:
         parser.exit(130)
     returns = evaluate(agent, config.env_id, 20, config.seed + 10_000)

@@ -355,8 +355,11 @@ def main(argv=None):
     except FloatingPointError as error:
         parser.exit(1, f"sac.py: error: {error}\n")
     if save:
-        torch.save({"config": vars(config), f"sac.py {config.env_id}": agent.state_dict()}, f"{save}.tmp")
-        os.replace(f"{save}.tmp", save)  # at no moment is there half a file
+        try:
+            torch.save({"config": vars(config), f"sac.py {config.env_id}": agent.state_dict()}, f"{save}.tmp")
+            os.replace(f"{save}.tmp", save)  # at no moment is there half a file
+        except Exception as error:  # a full disk, say
+            parser.exit(1, f"sac.py: error: {save}: not written: {str(error).splitlines()[0]}\n")
     if interrupted:
         parser.exit(130)
     returns = evaluate(agent, config.env_id, 100, config.seed + 10_000)
