@@ -157,7 +157,7 @@ dtypes = st.one_of(hnp.scalar_dtypes(), st.just(np.dtype("f8")), st.just(np.dtyp
 arrays = hnp.arrays(dtypes, shapes)
 
 
-@many
+@settings(many, max_examples=300)
 @pytest.mark.filterwarnings("error")  # nor may NumPy print a warning of its own
 @given(observations=arrays, actions=arrays)
 def test_thousand_files_of_any_arrays(observations, actions, tmp_path_factory):
@@ -210,6 +210,15 @@ def test_lambda_zero_does_not_look_at_the_demonstrations(tmp_path):
         agent = pofd.train(pofd.Config(**TINY, reward_lambda=0.0, demo=path), report=quiet)
         weights.append(torch.cat([p.flatten() for p in agent.parameters()]))
     assert (weights[0] == weights[1]).all()
+
+
+def test_lambda_zero_is_ppo_on_the_environments_reward():
+    """The same weights as ppo.py, to the last bit."""
+    same = {f.name for f in pofd.fields(ppo.Config)} & {f.name for f in pofd.fields(pofd.Config)}
+    config = pofd.Config(**TINY, reward_lambda=0.0, reward_scale=0.1)
+    theirs = ppo.Config(**{name: getattr(config, name) for name in same})
+    a, b = (module.train(c, report=quiet) for module, c in ((pofd, config), (ppo, theirs)))
+    assert all((p == q).all() for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def test_agent_that_replays_the_demonstrations_cannot_be_told_from_them(monkeypatch):
