@@ -46,13 +46,15 @@ class Config:
     policy_frequency: int = 2  # gradient steps of the critics per step of actor and temperature
     tau: float = 0.1  # share of the way to the critics that the target critics go per gradient step
     averaging: float = 0.1  # the actor returned is the mean over about this share of its steps; 0: the last
+    noise_correlation: float = 0.8  # of the noise in actions, from one step to the next; the paper has 0
     max_episode_steps: int = 400  # training episodes are truncated here, so that fresh starts keep coming
 
     def __post_init__(self):
         for name, value in vars(self).items():
             low = 1 if type(getattr(Config, name)) is int and name not in ("seed", "learning_starts") else 0
             low = 1e-30 if name == "alpha" else low
-            high = 1 if name in ("end_learning_rate", "gamma", "tau", "averaging") else np.inf
+            shares = "end_learning_rate", "gamma", "tau", "averaging", "noise_correlation"
+            high = 1 if name in shares else np.inf
             if not isinstance(value, str) and not low <= value <= high:
                 raise ValueError(f"{name} is {value}, expected {low} to {high}")
 
@@ -172,21 +174,23 @@ class Actor(nn.Module):
         mean, log_std = self.layers(obs).chunk(2, -1)
         return mean, log_std.clamp(-5, 2)
 
-    def sample(self, obs):
-        """Draw actions (B, act_dim), differentiably, and log pi of each (B,) (eq. 21, made stable)."""
+    def sample(self, obs, noise=None):
+        """Draw actions (B, act_dim), differentiably, and log pi of each (B,) (eq. 21, made stable).
+        `noise` (B, act_dim) is standard normal; None draws it."""
         mean, log_std = self(obs)
-        noise = torch.randn_like(mean)
+        noise = torch.randn_like(mean) if noise is None else noise
         u = mean + log_std.exp() * noise
         log_normal = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
         log_slope = 2 * (math.log(2) - u - softplus(-2 * u)) + self.scale.log()  # of d action / d u
         return self.center + self.scale * u.tanh(), (log_normal - log_slope).sum(-1)
 
     @torch.inference_mode()
-    def act(self, obs, greedy=True):
-        """Actions (B, act_dim) for numpy observations (B, obs_dim): the tanh of the mean, or sampled."""
+    def act(self, obs, noise=None):
+        """Actions (B, act_dim) for numpy obs (B, obs_dim): the tanh of the mean, or sampled with `noise`."""
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.scale.device)
-        action = self.center + self.scale * self(obs)[0].tanh() if greedy else self.sample(obs)[0]
-        return action.cpu().numpy()
+        if noise is None:
+            return (self.center + self.scale * self(obs)[0].tanh()).cpu().numpy()
+        return self.sample(obs, noise)[0].cpu().numpy()
 
 class Critic(nn.Module):
     """Two networks Q(s, a), (2, B), with stacked weights, so that one product serves both."""
@@ -276,11 +280,13 @@ def train(config, report=print_progress, agent=None):
     buffer_size = min(config.buffer_size, config.total_timesteps + config.num_envs)
     buffer = ReplayBuffer(buffer_size, obs.shape[1], len(agent.scale))
     done, updates, loss = np.zeros(config.num_envs, bool), 0, torch.tensor(torch.nan)
-    policy_loss = loss
+    correlation, policy_loss = config.noise_correlation, loss
+    noise = torch.randn(config.num_envs, len(agent.scale), device=config.device)
     start, reported = time.perf_counter(), 0
 
     for step in range(config.num_envs, config.total_timesteps + config.num_envs, config.num_envs):
-        action = actor.act(obs, greedy=False)
+        noise = correlation * noise + (1 - correlation**2) ** 0.5 * torch.randn_like(noise)
+        action = actor.act(obs, noise)
         if step <= config.learning_starts:
             action = rng.uniform(envs.action_space.low, envs.action_space.high).astype(np.float32)
         next_obs, reward, terminated, truncated, _ = envs.step(action)
