@@ -28,18 +28,18 @@ class Config:
     seed: int = 1  # of weights, environments, actions and minibatches
     device: str = "cpu"  # or cuda
     total_timesteps: int = 39_936  # environment steps, all environments together
-    num_envs: int = 16  # N, environments side by side
-    num_steps: int = 64  # T, steps of each environment between updates
+    num_envs: int = 32  # N, environments side by side
+    num_steps: int = 32  # T, steps of each environment between updates
     hidden_size: int = 64  # units in each of the two hidden layers
-    learning_rate: float = 1e-3  # of Adam, annealed linearly to zero
+    learning_rate: float = 3e-3  # of Adam, annealed linearly to zero
     max_grad_norm: float = 0.5  # longer gradients are shortened to this
     gamma: float = 0.99  # discount factor, per step
     gae_lambda: float = 0.95  # 0: one-step advantages, 1: whole returns
-    update_epochs: int = 5  # passes over each rollout
-    num_minibatches: int = 4  # gradient steps per pass
+    update_epochs: int = 10  # passes over each rollout
+    num_minibatches: int = 2  # gradient steps per pass
     clip_coef: float = 0.2  # the probability ratio gains nothing further than this from 1
     vf_coef: float = 0.5  # weight of the value loss
-    ent_coef: float = 0.001  # weight of the entropy bonus
+    ent_coef: float = 0.0  # weight of the entropy bonus
     reward_scale: float = 0.01  # times the environment's reward, for learning only
     demo: str = ""  # .npz of demonstrations; empty: demos/<env id>.npz beside this file
     reward_lambda: float = 0.1  # times the imitation reward, added to the environment's
@@ -150,12 +150,12 @@ for double, threshold in (False, 475), (True, 950):
     gym.register(f"Inverted{'Double' * double}PendulumPyBulletSparseEnv-v0", PendulumEnv, threshold,
                  max_episode_steps=1000, vector_entry_point=PendulumVectorEnv, kwargs={"double": double})
 
-def mlp(inputs, hidden, outputs):
-    """Two tanh layers and a linear one, orthogonally initialised, with outputs near 0 at first."""
+def mlp(inputs, hidden, outputs, gain):
+    """Two tanh layers and a linear one, orthogonally initialised, the last one with `gain`."""
     net = nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(),
                         nn.Linear(hidden, outputs))
-    for layer, gain in zip(net[::2], (2**0.5, 2**0.5, 0.01)):
-        nn.init.orthogonal_(layer.weight, gain)
+    for layer, layer_gain in zip(net[::2], (2**0.5, 2**0.5, gain)):
+        nn.init.orthogonal_(layer.weight, layer_gain)
         nn.init.zeros_(layer.bias)
     return net
 
@@ -164,47 +164,30 @@ class ActorCritic(nn.Module):
     def __init__(self, config):
         super().__init__()
         env = gym.make(config.env_id)
-        obs_space, space, hidden_size = env.observation_space, env.action_space, config.hidden_size
+        obs_space, action_space, hidden_size = env.observation_space, env.action_space, config.hidden_size
         if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
             raise ValueError(f"{config.env_id} has observations {obs_space}, expected a flat Box")
-        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-            raise ValueError(f"{config.env_id} has actions {space}, expected a flat Box")
-        self.action_space = space
+        if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
+            raise ValueError(f"{config.env_id} has actions {action_space}, expected a flat Box")
+        self.obs_dim, self.action_space, outputs = obs_space.shape[0], action_space, action_space.shape[0]
+        self.low, self.high = action_space.low, action_space.high
         torch.manual_seed(config.seed)
-        self.actor = mlp(obs_space.shape[0], hidden_size, space.shape[0])  # the mean
-        self.critic = mlp(obs_space.shape[0], hidden_size, 1)
-        self.log_std = nn.Parameter(torch.zeros(space.shape[0]))  # one for all states
-        self.register_buffer("count", torch.zeros(()))  # observations behind the mean and variance
-        self.register_buffer("mean", torch.zeros(obs_space.shape[0]))
-        self.register_buffer("var", torch.ones(obs_space.shape[0]))
+        self.actor = mlp(obs_space.shape[0], hidden_size, outputs, gain=0.01)  # a Gaussian's mean
+        self.critic = mlp(obs_space.shape[0], hidden_size, 1, gain=1.0)
+        self.log_std = nn.Parameter(torch.zeros(outputs))  # one for all states
         self.to(config.device)
-
-    def normalise(self, obs):
-        """Observations with mean 0 and variance 1, as far as they were seen; what all three networks get."""
-        return ((obs - self.mean) / (self.var + 1e-8).sqrt()).clamp(-10, 10)
-
-    def observe(self, obs):
-        """Put observations (B, obs_dim) into the running mean and variance."""
-        self.count += len(obs)
-        share, change = len(obs) / self.count, obs.mean(0) - self.mean
-        self.var += share * (obs.var(0, correction=0) - self.var + (1 - share) * change**2)
-        self.mean += share * change
 
     def policy(self, obs):
         """pi(. | s), for obs (..., obs_dim)."""
-        gaussian = Normal(self.actor(self.normalise(obs)), self.log_std.exp(), validate_args=False)
+        gaussian = Normal(self.actor(obs), self.log_std.exp(), validate_args=False)
         return Independent(gaussian, 1, validate_args=False)
-
-    def value(self, obs):
-        """V(s): (..., obs_dim) to (...)."""
-        return self.critic(self.normalise(obs)).squeeze(-1)
 
     @torch.inference_mode()
     def act(self, obs, greedy=True):
-        """Actions (B, act_dim) for numpy observations (B, obs_dim): greedy and clipped, or sampled."""
+        """Actions (B, act_dim) for numpy obs (B, obs_dim): greedy and clipped, or sampled."""
         policy = self.policy(torch.as_tensor(obs, dtype=torch.float32, device=self.actor[0].weight.device))
         action = (policy.mode if greedy else policy.sample()).cpu().numpy()
-        return np.clip(action, self.action_space.low, self.action_space.high) if greedy else action
+        return np.clip(action, self.low, self.high) if greedy else action
 
 def gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
     """Advantages sum_k (gamma lambda)^k delta_{t+k} (Schulman et al. 2016, eq. 16), everything (T, N), where
@@ -228,12 +211,25 @@ def load_demonstrations(path, obs_dim, action_space):
     except Exception as error:
         raise ValueError(f"{path}: expected an .npz of observations and actions: {error}") from None
     for (key, array), width in zip(arrays.items(), (obs_dim, *action_space.shape)):
-        if array.dtype.kind not in "fiu" or array.shape != (len(arrays["actions"]), width) or len(array) == 0:
+        shape = *arrays["actions"].shape[:1], width
+        if array.dtype.kind not in "fiu" or array.shape != shape or array.size == 0:
             raise ValueError(f"{path}: {key} are {array.dtype} {array.shape}, expected floats (n, {width})")
-        if not np.isfinite(array.astype(np.float32)).all():
-            raise ValueError(f"{path}: {key} contain numbers that are not finite")
+        if not (np.abs(array) < np.float64(1e30)).all():
+            raise ValueError(f"{path}: {key} contain numbers that are not finite, or 1e30 and more")
     action = np.clip(arrays["actions"], action_space.low, action_space.high)
     return arrays["observations"].astype(np.float32), action.astype(np.float32)
+
+class Discriminator(nn.Module):
+    """D(s, a), the probability that the agent executed a in s: 1/2 at first, whatever s and a."""
+    def __init__(self, demo_obs, demo_action, hidden_size):
+        super().__init__()
+        self.mean, self.std = demo_obs.mean(0), demo_obs.std(0, correction=0) + 1e-8
+        self.net = mlp(demo_obs.shape[1] + demo_action.shape[1], hidden_size, 1, gain=0.01)
+
+    def forward(self, obs, action):
+        """Logits (...), of either side on the demonstrations' scale: a car's speed is 0.07 at most."""
+        obs = ((obs - self.mean) / self.std).clamp(-10, 10)
+        return self.net(torch.cat([obs, action], -1)).squeeze(-1)
 
 def discriminator_loss(agent_logits, demo_logits):
     """-E_agent[log D] - E_demo[log(1 - D)], D = sigmoid(logits): agent = 1, demonstration = 0."""
@@ -254,9 +250,10 @@ def train(config, report=print_progress, agent=None):
     agent = agent or ActorCritic(config)
     torch.manual_seed(config.seed)
     optimizer = torch.optim.Adam(agent.parameters(), eps=1e-5, fused=True)
-    demo_obs, demo_action = load_demonstrations(config.demo_path, len(agent.mean), agent.action_space)
-    demo_obs, demo_action = (torch.as_tensor(x, device=config.device) for x in (demo_obs, demo_action))
-    discriminator = mlp(demo_obs.shape[1] + demo_action.shape[1], config.hidden_size, 1).to(config.device)
+    demo = load_demonstrations(config.demo_path, agent.obs_dim, agent.action_space)
+    demo_obs, demo_action = (torch.as_tensor(x, device=config.device) for x in demo)
+    with torch.random.fork_rng(devices=[]):  # so that PPO draws the same numbers without it
+        discriminator = Discriminator(demo_obs, demo_action, config.hidden_size).to(config.device)
     d_optimizer = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, fused=True)
     rng = np.random.default_rng(config.seed)  # of the discriminator's minibatches
     envs = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(config.env_id, num_envs=config.num_envs))
@@ -267,16 +264,12 @@ def train(config, report=print_progress, agent=None):
     obs[T], _ = envs.reset(seed=config.seed)
     step, start, reported = 0, time.perf_counter(), 0
 
-    def logits(obs, action):
-        """The discriminator's log-odds that an executed action is the agent's."""
-        return discriminator(torch.cat([agent.normalise(obs), action], -1)).squeeze(-1)
-
     while step < config.total_timesteps:
         optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - step / config.total_timesteps)
         obs[0], done[0] = obs[T], done[T]
         for t in range(T):
             action[t] = agent.act(obs[t], greedy=False)
-            executed[t] = np.clip(action[t], agent.action_space.low, agent.action_space.high)
+            executed[t] = np.clip(action[t], agent.low, agent.high)
             obs[t + 1], reward[t], terminated[t], truncated, _ = envs.step(executed[t])
             done[t + 1] = terminated[t] | truncated  # if so, obs[t + 1] is the last, step t + 1 a reset
             step += N
@@ -286,8 +279,8 @@ def train(config, report=print_progress, agent=None):
         arrays = obs, action, executed, reward * config.reward_scale, terminated, done[1:], ~done[:-1]
         s, a, e, r, end, last, stored = (torch.as_tensor(x, device=config.device) for x in arrays)
         with torch.no_grad():
-            value, log_prob = agent.value(s), agent.policy(s[:-1]).log_prob(a)
-            imitation = imitation_reward(logits(s[:-1], e))  # (T, N), before D learns from this rollout
+            value, log_prob = agent.critic(s).squeeze(-1), agent.policy(s[:-1]).log_prob(a)
+            imitation = imitation_reward(discriminator(s[:-1], e))  # (T, N), before D learns from them
             r = r + config.reward_lambda * imitation
             advantage = gae(r, value[:-1], value[1:], end, last, config.gamma, config.gae_lambda)
         batch = [x[stored] for x in (s[:-1], a, log_prob, advantage, advantage + value[:-1])]
@@ -300,7 +293,7 @@ def train(config, report=print_progress, agent=None):
                 policy = agent.policy(mb_obs)
                 log_prob, entropy = policy.log_prob(mb_action), policy.entropy().mean()
                 policy_loss = clipped_surrogate(log_prob, old_log_prob, advantage, config.clip_coef)
-                value_loss = nn.functional.mse_loss(agent.value(mb_obs), target)
+                value_loss = nn.functional.mse_loss(agent.critic(mb_obs).squeeze(-1), target)
                 loss = policy_loss + config.vf_coef * value_loss - config.ent_coef * entropy
                 optimizer.zero_grad()
                 loss.backward()
@@ -313,14 +306,14 @@ def train(config, report=print_progress, agent=None):
         for _ in range(config.discriminator_steps):
             index = rng.integers(len(agent_obs), size=config.discriminator_batch_size)
             demo_index = rng.integers(len(demo_obs), size=config.discriminator_batch_size)
-            agent_logits = logits(agent_obs[index], agent_action[index])
-            d_loss = discriminator_loss(agent_logits, logits(demo_obs[demo_index], demo_action[demo_index]))
+            agent_logits = discriminator(agent_obs[index], agent_action[index])
+            demo_logits = discriminator(demo_obs[demo_index], demo_action[demo_index])
+            d_loss = discriminator_loss(agent_logits, demo_logits)
             if not torch.isfinite(d_loss):
                 raise FloatingPointError(f"the discriminator's loss is not finite at step {step}")
             d_optimizer.zero_grad()
             d_loss.backward()
             d_optimizer.step()
-        agent.observe(agent_obs)
 
         seconds = time.perf_counter() - start
         if seconds > reported + 1 or step >= config.total_timesteps:
@@ -361,7 +354,7 @@ def main(argv=None):
         saved = torch.load(load, "cpu", weights_only=True) if load else {"config": {}}
         config = Config(**{**saved["config"], **flags})
         agent = ActorCritic(config)
-        load or load_demonstrations(config.demo_path, len(agent.mean), agent.action_space)
+        load or load_demonstrations(config.demo_path, agent.obs_dim, agent.action_space)
         if load:
             agent.load_state_dict(saved[f"pofd.py {config.env_id}"])  # another script or task: another key
         if save and (os.path.isdir(save) or not os.access(os.path.dirname(save) or ".", os.W_OK)):
@@ -376,7 +369,8 @@ def main(argv=None):
         parser.exit(1, f"pofd.py: error: {error}\n")
     if save:
         try:
-            torch.save({"config": vars(config), f"pofd.py {config.env_id}": agent.state_dict()}, f"{save}.tmp")
+            saved = {"config": vars(config), f"pofd.py {config.env_id}": agent.state_dict()}
+            torch.save(saved, f"{save}.tmp")
             os.replace(f"{save}.tmp", save)  # at no moment is there half a file
         except Exception as error:  # a full disk, say
             parser.exit(1, f"pofd.py: error: {save}: not written: {str(error).splitlines()[0]}\n")

@@ -211,7 +211,8 @@ def main(argv=None):
         parser.exit(1, f"ppo.py: error: {error}\n")
     if save:
         try:
-            torch.save({"config": vars(config), f"ppo.py {config.env_id}": agent.state_dict()}, f"{save}.tmp")
+            saved = {"config": vars(config), f"ppo.py {config.env_id}": agent.state_dict()}
+            torch.save(saved, f"{save}.tmp")
             os.replace(f"{save}.tmp", save)  # at no moment is there half a file
         except Exception as error:  # a full disk, say
             parser.exit(1, f"ppo.py: error: {save}: not written: {str(error).splitlines()[0]}\n")

@@ -22,7 +22,7 @@ import pybullet
 import pybullet_data
 import torch
 from torch import nn
-from torch.nn.functional import layer_norm, mse_loss, relu, silu, softplus
+from torch.nn.functional import layer_norm, mse_loss, relu, softplus
 
 @dataclass(frozen=True)
 class Config:
@@ -33,11 +33,11 @@ class Config:
     total_timesteps: int = 40_000  # environment steps, all environments together
     num_envs: int = 16  # environments side by side
     hidden_size: int = 64  # units in each of the two hidden layers
-    plain: bool = False  # the paper's networks and rates: ReLU, no LayerNorm, no annealing
-    learning_rate: float = 5e-3  # of Adam, for actor, critics and temperature; annealed linearly to zero
+    plain: bool = False  # the paper's critics, without LayerNorm
+    learning_rate: float = 5e-3  # of Adam, for actor, critics and temperature
+    end_learning_rate: float = 0.3  # share of it to which it is annealed linearly; 1: constant
     gamma: float = 0.99  # discount factor, per step
     reward_scale: float = 0.03  # factor on rewards, for learning only
-    initial_q: float = 0.0  # where all Q(s, a) start: scaled reward / (1 - gamma) is to earn it for ever
     alpha: float = 0.003  # temperature at the start, the price of a nat of entropy in scaled reward
     buffer_size: int = 1_000_000  # transitions kept for replay
     batch_size: int = 256  # transitions per gradient step
@@ -45,12 +45,16 @@ class Config:
     train_frequency: int = 4  # environment steps per gradient step of the critics
     policy_frequency: int = 2  # gradient steps of the critics per step of actor and temperature
     tau: float = 0.1  # share of the way to the critics that the target critics go per gradient step
+    averaging: float = 0.1  # the actor returned is the mean over about this share of its steps; 0: the last
+    noise_correlation: float = 0.8  # of the noise in actions, from one step to the next; the paper has 0
+    max_episode_steps: int = 400  # training episodes are truncated here, so that fresh starts keep coming
 
     def __post_init__(self):
         for name, value in vars(self).items():
             low = 1 if type(getattr(Config, name)) is int and name not in ("seed", "learning_starts") else 0
-            low = -np.inf if name == "initial_q" else 1e-30 if name == "alpha" else low
-            high = 1 if name in ("gamma", "tau") else np.inf
+            low = 1e-30 if name == "alpha" else low
+            shares = "end_learning_rate", "gamma", "tau", "averaging", "noise_correlation"
+            high = 1 if name in shares else np.inf
             if not isinstance(value, str) and not low <= value <= high:
                 raise ValueError(f"{name} is {value}, expected {low} to {high}")
 
@@ -159,9 +163,8 @@ class Actor(nn.Module):
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or not space.is_bounded():
             raise ValueError(f"{config.env_id} has actions {space}, expected a flat Box with bounds")
         torch.manual_seed(config.seed)
-        activation = nn.ReLU if config.plain else nn.SiLU
-        self.layers = nn.Sequential(nn.Linear(obs_space.shape[0], hidden_size), activation(),
-                                    nn.Linear(hidden_size, hidden_size), activation(),
+        self.layers = nn.Sequential(nn.Linear(obs_space.shape[0], hidden_size), nn.ReLU(),
+                                    nn.Linear(hidden_size, hidden_size), nn.ReLU(),
                                     nn.Linear(hidden_size, 2 * space.shape[0]))  # mean and log-std of u
         self.register_buffer("center", torch.as_tensor((space.high + space.low) / 2))
         self.register_buffer("scale", torch.as_tensor((space.high - space.low) / 2))
@@ -171,21 +174,23 @@ class Actor(nn.Module):
         mean, log_std = self.layers(obs).chunk(2, -1)
         return mean, log_std.clamp(-5, 2)
 
-    def sample(self, obs):
-        """Draw actions (B, act_dim), differentiably, and log pi of each (B,) (eq. 21, made stable)."""
+    def sample(self, obs, noise=None):
+        """Draw actions (B, act_dim), differentiably, and log pi of each (B,) (eq. 21, made stable).
+        `noise` (B, act_dim) is standard normal; None draws it."""
         mean, log_std = self(obs)
-        noise = torch.randn_like(mean)
+        noise = torch.randn_like(mean) if noise is None else noise
         u = mean + log_std.exp() * noise
         log_normal = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
         log_slope = 2 * (math.log(2) - u - softplus(-2 * u)) + self.scale.log()  # of d action / d u
         return self.center + self.scale * u.tanh(), (log_normal - log_slope).sum(-1)
 
     @torch.inference_mode()
-    def act(self, obs, greedy=True):
-        """Actions (B, act_dim) for numpy observations (B, obs_dim): the tanh of the mean, or sampled."""
+    def act(self, obs, noise=None):
+        """Actions (B, act_dim) for numpy obs (B, obs_dim): the tanh of the mean, or sampled with `noise`."""
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.scale.device)
-        action = self.center + self.scale * self(obs)[0].tanh() if greedy else self.sample(obs)[0]
-        return action.cpu().numpy()
+        if noise is None:
+            return (self.center + self.scale * self(obs)[0].tanh()).cpu().numpy()
+        return self.sample(obs, noise)[0].cpu().numpy()
 
 class Critic(nn.Module):
     """Two networks Q(s, a), (2, B), with stacked weights, so that one product serves both."""
@@ -196,14 +201,13 @@ class Critic(nn.Module):
         pairs = list(zip(sizes, sizes[1:]))  # initialised like nn.Linear
         self.weights = nn.ParameterList(torch.empty(2, n, m).uniform_(-1, 1) / n**0.5 for n, m in pairs)
         self.biases = nn.ParameterList(torch.empty(2, 1, m).uniform_(-1, 1) / n**0.5 for n, m in pairs)
-        nn.init.constant_(self.biases[-1], config.initial_q)
         self.to(config.device)
 
     def forward(self, obs, action):
         x = torch.cat([obs, (action - self.center) / self.scale], -1).expand(2, -1, -1)
         for weight, bias in list(zip(self.weights, self.biases))[:-1]:
             x = torch.baddbmm(bias, x, weight)
-            x = relu(x) if self.plain else silu(layer_norm(x, x.shape[-1:]))
+            x = relu(x if self.plain else layer_norm(x, x.shape[-1:]))
         return torch.baddbmm(self.biases[-1], x, self.weights[-1]).squeeze(-1)
 
 Batch = namedtuple("Batch", "obs action reward next_obs terminated")  # obs (B, obs_dim), reward (B,)
@@ -246,6 +250,12 @@ def temperature_loss(log_alpha, log_prob, target_entropy):
     """-log alpha E[log pi(a|s) + target_entropy]: alpha falls while entropy is above its target (eq. 18)."""
     return -log_alpha * (log_prob.detach() + target_entropy).mean()
 
+@torch.no_grad()
+def move(target, source, tau):
+    """Move all weights of `target` the share `tau` of the way to those of `source` (Polyak averaging)."""
+    for target_weight, weight in zip(target.state_dict().values(), source.state_dict().values()):
+        target_weight.lerp_(weight, tau)
+
 def print_progress(row):
     """Print a dict of figures on one line."""
     print(*(f"{k} {v:,}" if type(v) is int else f"{k} {v:.3g}" for k, v in row.items()), sep="  ", flush=True)
@@ -256,23 +266,27 @@ def train(config, report=print_progress, agent=None):
     torch.set_num_threads(1)  # networks of this size are faster on one core
     agent = agent or Actor(config)
     torch.manual_seed(config.seed)
-    critic = Critic(agent, config)
+    actor = copy.deepcopy(agent)  # this one acts and learns, the agent is its average
+    critic = Critic(actor, config)
     target_critic = copy.deepcopy(critic).requires_grad_(False)
     log_alpha = torch.tensor(math.log(config.alpha), device=config.device, requires_grad=True)
     target_entropy = (agent.scale.log() - 1).sum()  # -dim(A) for actions in [-1, 1], whatever the unit
     q_optimizer = torch.optim.Adam(critic.parameters(), fused=True)
-    optimizer = torch.optim.Adam([*agent.parameters(), log_alpha], fused=True)
-    envs = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(config.env_id, num_envs=config.num_envs))
+    optimizer = torch.optim.Adam([*actor.parameters(), log_alpha], fused=True)
+    envs = gym.make_vec(config.env_id, config.num_envs, max_episode_steps=config.max_episode_steps)
+    envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
     rng = np.random.default_rng(config.seed)
     obs, _ = envs.reset(seed=config.seed)
     buffer_size = min(config.buffer_size, config.total_timesteps + config.num_envs)
     buffer = ReplayBuffer(buffer_size, obs.shape[1], len(agent.scale))
     done, updates, loss = np.zeros(config.num_envs, bool), 0, torch.tensor(torch.nan)
-    policy_loss = loss
+    correlation, policy_loss = config.noise_correlation, loss
+    noise = torch.randn(config.num_envs, len(agent.scale), device=config.device)
     start, reported = time.perf_counter(), 0
 
     for step in range(config.num_envs, config.total_timesteps + config.num_envs, config.num_envs):
-        action = agent.act(obs, greedy=False)
+        noise = correlation * noise + (1 - correlation**2) ** 0.5 * torch.randn_like(noise)
+        action = actor.act(obs, noise)
         if step <= config.learning_starts:
             action = rng.uniform(envs.action_space.low, envs.action_space.high).astype(np.float32)
         next_obs, reward, terminated, truncated, _ = envs.step(action)
@@ -284,12 +298,12 @@ def train(config, report=print_progress, agent=None):
         buffer.add(*(array[stored] for array in transitions))
         obs, done = next_obs, terminated | truncated
 
-        rate = config.learning_rate * (1 if config.plain else max(0, 1 - step / config.total_timesteps))
+        rate = config.learning_rate * max(config.end_learning_rate, 1 - step / config.total_timesteps)
         q_optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"] = rate
         while updates < (step - config.learning_starts) // config.train_frequency:
             batch = buffer.sample(config.batch_size, rng, config.device)
             alpha = log_alpha.detach().exp()
-            loss = critic_loss(critic, target_critic, agent, batch, alpha, config.gamma)
+            loss = critic_loss(critic, target_critic, actor, batch, alpha, config.gamma)
             q_optimizer.zero_grad()
             loss.backward()
             if not torch.isfinite(loss):
@@ -298,14 +312,14 @@ def train(config, report=print_progress, agent=None):
             updates += 1
             if updates % config.policy_frequency == 0:
                 critic.requires_grad_(False)
-                new_action, log_prob = agent.sample(batch.obs)
+                new_action, log_prob = actor.sample(batch.obs)
                 policy_loss = actor_loss(critic, batch.obs, new_action, log_prob, alpha)
                 optimizer.zero_grad()
                 (policy_loss + temperature_loss(log_alpha, log_prob, target_entropy)).backward()
                 optimizer.step()
                 critic.requires_grad_(True)
-            for target, weight in zip(target_critic.state_dict().values(), critic.state_dict().values()):
-                target.lerp_(weight, config.tau)
+                move(agent, actor, 1 / max(1, config.averaging * updates / config.policy_frequency))
+            move(target_critic, critic, config.tau)
 
         seconds = time.perf_counter() - start
         if seconds > reported + 1 or step >= config.total_timesteps:
@@ -356,7 +370,8 @@ def main(argv=None):
         parser.exit(1, f"sac.py: error: {error}\n")
     if save:
         try:
-            torch.save({"config": vars(config), f"sac.py {config.env_id}": agent.state_dict()}, f"{save}.tmp")
+            saved = {"config": vars(config), f"sac.py {config.env_id}": agent.state_dict()}
+            torch.save(saved, f"{save}.tmp")
             os.replace(f"{save}.tmp", save)  # at no moment is there half a file
         except Exception as error:  # a full disk, say
             parser.exit(1, f"sac.py: error: {save}: not written: {str(error).splitlines()[0]}\n")

@@ -55,9 +55,9 @@ TINY = {
         dict(total_timesteps=240, num_envs=4, hidden_size=16, batch_size=16, learning_starts=80,
              buffer_size=100),
         dict(seed=2, total_timesteps=200, num_envs=8, hidden_size=8, plain=True, learning_rate=1e-2,
-             gamma=0.5,
-             reward_scale=1.0, initial_q=1.0, alpha=0.1, buffer_size=50, batch_size=8, learning_starts=120,
-             train_frequency=8, policy_frequency=1, tau=1.0, env_id="MountainCarContinuous-v0"),
+             end_learning_rate=1.0, gamma=0.5, reward_scale=1.0, alpha=0.1, buffer_size=50, batch_size=8,
+             learning_starts=120, train_frequency=8, policy_frequency=1, tau=1.0, averaging=0.0,
+             noise_correlation=0.0, max_episode_steps=3, env_id="MountainCarContinuous-v0"),
     ),
 }  # fmt: skip
 SCRIPTS = sorted(TINY)

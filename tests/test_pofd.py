@@ -1,12 +1,24 @@
 """POfD: the discriminator's loss and reward by hand, demonstration files, executed actions, and lambda."""
 
+import importlib.util
+import io
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from test_common import demonstrations
 
 import pofd
+import ppo
+
+TOP = Path(__file__).parent.parent
 
 TINY = dict(num_envs=4, num_steps=32, hidden_size=16, total_timesteps=512, discriminator_steps=3)
 SINGLE = "InvertedPendulumPyBulletSparseEnv-v0"
@@ -94,6 +106,89 @@ def test_cut_and_foreign_files_get_one_line(tmp_path, capsys):
         assert exit_.value.code == 2 and err.count("\n") == 1 and name in err
 
 
+def npz(**arrays):
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+WHOLE = npz(
+    observations=np.linspace(-1, 1, 100).reshape(20, 5), actions=np.linspace(-2, 2, 20).reshape(20, 1)
+)
+
+
+def check_loaded_or_refused(path, content):
+    """Arrays that can be trained on, or a ValueError that names the file. Returns which."""
+    path.write_bytes(content)
+    try:
+        observations, actions = pofd.load_demonstrations(str(path), 5, BOX)
+    except ValueError as error:
+        assert str(path) in str(error)
+        return False
+    assert observations.ndim == 2 and observations.shape[1:] == (5,) and len(observations) > 0
+    assert actions.shape == (len(observations), 1)
+    assert observations.dtype == actions.dtype == np.float32
+    assert np.isfinite(observations).all() and (np.abs(actions) <= 1).all()
+    return True
+
+
+many = settings(max_examples=1_000, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@many
+@given(
+    edits=st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=8),
+    cut=st.integers(0, len(WHOLE)),
+    whole=st.booleans(),
+)
+def test_thousand_mutated_files(edits, cut, whole, tmp_path_factory):
+    """Bytes overwritten, the end cut off."""
+    content = bytearray(WHOLE)
+    for place, value in edits:
+        content[place] = value
+    path = tmp_path_factory.getbasetemp() / "mutated.npz"
+    loaded = check_loaded_or_refused(path, bytes(content if whole else content[:cut]))
+    assert loaded or edits or not whole
+
+
+shapes = st.one_of(
+    st.sampled_from([(3, 5), (3, 1), (0, 5), (0, 1), (), (5,), (1,)]),
+    hnp.array_shapes(min_side=0, max_side=6),
+)
+dtypes = st.one_of(hnp.scalar_dtypes(), st.just(np.dtype("f8")), st.just(np.dtype("f4")))
+arrays = hnp.arrays(dtypes, shapes)
+
+
+@settings(many, max_examples=300)
+@pytest.mark.filterwarnings("error")  # nor may NumPy print a warning of its own
+@given(observations=arrays, actions=arrays)
+def test_thousand_files_of_any_arrays(observations, actions, tmp_path_factory):
+    """Any type, any shape, any number: NaN, infinities, 1e300, times, text."""
+    path = tmp_path_factory.getbasetemp() / "any.npz"
+    check_loaded_or_refused(path, npz(observations=observations, actions=actions))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, -1e300])
+@pytest.mark.parametrize("key", ["observations", "actions"])
+def test_one_bad_number_is_refused(key, value, tmp_path):
+    arrays = dict(observations=np.zeros((20, 5)), actions=np.zeros((20, 1)))
+    arrays[key][7, 0] = value
+    assert not check_loaded_or_refused(tmp_path / "x.npz", npz(**arrays))
+
+
+def test_pickles_are_refused_and_nothing_of_them_runs(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    array = np.empty((20, 5), object)
+    array[:] = Bomb()
+    for content in (npz(observations=array, actions=np.zeros((20, 1))), array.dumps()):
+        assert not check_loaded_or_refused(tmp_path / "x.npz", content)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_reward_is_read_before_the_discriminator_learns(monkeypatch):
     order = []
     loss, reward = pofd.discriminator_loss, pofd.imitation_reward
@@ -117,6 +212,15 @@ def test_lambda_zero_does_not_look_at_the_demonstrations(tmp_path):
         agent = pofd.train(pofd.Config(**TINY, reward_lambda=0.0, demo=path), report=quiet)
         weights.append(torch.cat([p.flatten() for p in agent.parameters()]))
     assert (weights[0] == weights[1]).all()
+
+
+def test_lambda_zero_is_ppo_on_the_environments_reward():
+    """The same weights as ppo.py, to the last bit."""
+    same = {f.name for f in pofd.fields(ppo.Config)} & {f.name for f in pofd.fields(pofd.Config)}
+    config = pofd.Config(**TINY, reward_lambda=0.0, reward_scale=0.1)
+    theirs = ppo.Config(**{name: getattr(config, name) for name in same})
+    a, b = (module.train(c, report=quiet) for module, c in ((pofd, config), (ppo, theirs)))
+    assert all((p == q).all() for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def test_agent_that_replays_the_demonstrations_cannot_be_told_from_them(monkeypatch):
@@ -196,3 +300,85 @@ def test_solves_the_sparse_pendulum(seed):
     config = pofd.Config(seed=seed)
     agent = pofd.train(config, report=quiet)
     assert pofd.evaluate(agent, config.env_id, 20, seed + 10_000).mean() >= 475
+
+
+def load_record():
+    spec = importlib.util.spec_from_file_location("record", TOP / "demos" / "record.py")
+    record = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(record)
+    return record
+
+
+def same_arrays(path, other):
+    """Equal contents; the bytes differ, since a zip archive holds the time."""
+    with np.load(path) as a, np.load(other) as b:
+        assert sorted(a) == sorted(b) == ["actions", "observations", "rewards", "terminals", "timeouts"]
+        return all(a[key].dtype == b[key].dtype and np.array_equal(a[key], b[key]) for key in a)
+
+
+def test_mountain_car_demonstrations_are_what_record_makes(tmp_path):
+    path = str(tmp_path / "x.npz")
+    load_record().main(["swing", "-o", path])
+    assert same_arrays(path, TOP / "demos" / "MountainCarContinuous-v0.npz")
+
+
+@pytest.mark.parametrize(
+    "steps, trained_on, recorded_on, noise, epsilon, seed",
+    [
+        (32_768, "InvertedPendulumPyBulletEnv-v0", "InvertedPendulumPyBulletSparseEnv-v0", 0.3, 0.6, 3),
+        (65_536, *["InvertedDoublePendulumPyBulletSparseEnv-v0"] * 2, 0.5, 0.18, 4),
+    ],
+)
+def test_pendulum_demonstrations_are_what_record_makes(
+    steps, trained_on, recorded_on, noise, epsilon, seed, tmp_path
+):
+    """The README's commands, word for word; the same bits on the machine and versions they were made with."""
+    model, path = str(tmp_path / "x.pt"), str(tmp_path / "x.npz")
+    train = ["ppo.py", "--env-id", f"sac:{trained_on}", "--total-timesteps", str(steps), "--save", model]
+    play = ["demos/record.py", "ppo.py", "--load", model, "--env-id", f"sac:{recorded_on}"]
+    knobs = ["--noise", str(noise), "--epsilon", str(epsilon), "--seed", str(seed), "-o", path]
+    for command in (train, play + knobs):
+        subprocess.run([sys.executable, *command], cwd=TOP, check=True, capture_output=True)
+    assert same_arrays(path, TOP / "demos" / f"{recorded_on}.npz")
+
+
+@pytest.mark.parametrize(
+    "env_id, low, high",
+    [
+        (SINGLE, 50, 150),
+        ("InvertedDoublePendulumPyBulletSparseEnv-v0", 250, 400),
+        ("MountainCarContinuous-v0", 90, 95),
+    ],
+)
+def test_demonstrations_are_few_and_imperfect(env_id, low, high):
+    with np.load(TOP / "demos" / f"{env_id}.npz", allow_pickle=False) as data:
+        data = dict(data)
+    kinds = dict(observations="f", actions="f", rewards="f", terminals="b", timeouts="b")
+    assert {key: array.dtype.kind for key, array in data.items()} == kinds
+    assert len({len(array) for array in data.values()}) == 1
+    ends = data["terminals"] | data["timeouts"]
+    assert ends.sum() == 5 and ends[-1] and low <= data["rewards"].sum() / 5 <= high
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["nothing.py", "--load", "x.pt"], "nothing"),
+        (["ppo.py"], "ppo.py"),
+        (["ppo.py", "--load", "nothing.pt"], "nothing.pt"),
+        (["swing", "--episodes", "0"], "--episodes"),
+        (["swing", "--noise", "nan"], "--noise"),
+        (["swing", "--epsilon", "2"], "--epsilon"),
+        (["swing", "--env-id", "Nothing-v0"], "Nothing"),
+        (["swing", "--env-id", "CartPole-v1"], "swing"),
+        (["swing", "-o", "/nowhere/x.npz"], "/nowhere/x.npz"),
+    ],
+)
+def test_record_says_in_one_line_what_is_wrong(flags, named, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(TOP)
+    with pytest.raises(SystemExit) as exit_:
+        load_record().main(["-o", str(tmp_path / "x.npz"), *flags])
+    err = capsys.readouterr().err
+    assert exit_.value.code == 2 and err.count("\n") == 1
+    assert err.startswith("record.py: error: ") and named in err
+    assert not list(tmp_path.iterdir())

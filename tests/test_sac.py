@@ -78,7 +78,7 @@ def test_two_critics_are_two_networks():
 
 @pytest.mark.parametrize("terminated", [0.0, 1.0])
 def test_critic_loss_by_hand(terminated):
-    actor, critic, target = networks(initial_q=0.0)
+    actor, critic, target = networks()
     data, alpha, gamma = batch(terminated), torch.tensor(0.3).double(), 0.9
     torch.manual_seed(5)
     loss = sac.critic_loss(critic, target, actor, data, alpha, gamma)
@@ -162,13 +162,7 @@ def test_truncation_is_not_termination(monkeypatch):
 
 
 def test_probe_reward_by_action():
-    settings = {
-        **TINY,
-        "total_timesteps": 2_500,
-        "reward_scale": 1.0,
-        "initial_q": 0.0,
-        "learning_rate": 1e-2,
-    }
+    settings = {**TINY, "total_timesteps": 2_500, "reward_scale": 1.0, "learning_rate": 1e-2}
     agent = sac.train(sac.Config("probes:ByActionBox-v0", **settings), report=quiet)
     assert sac.evaluate(agent, "probes:ByActionBox-v0", 5, seed=0) == pytest.approx(np.zeros(5), abs=0.02)
 

@@ -1,0 +1,454 @@
+"""Break a script on purpose, train what is left, and see what the broken part was good for.
+
+`python tests/break_it.py --readme` trains every experiment below, each with several seeds, and writes the
+README's table "Break it", on two cores in less than 20 minutes. Results go to break_it.jsonl as they come:
+what is there is not trained again, unless the script has changed (comments, docstrings and `main` aside).
+`--only "ppo.py: no clipping"` takes the experiments with that text in their names.
+"""
+
+import argparse
+import ast
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+import types
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+TOP = Path(__file__).resolve().parent.parent
+RESULTS, README = TOP / "tests" / "break_it.jsonl", TOP / "README.md"
+START, END = "<!-- break it: start -->", "<!-- break it: end -->"
+SEEDS = {"dqn": range(401, 406), "ppo": range(401, 406), "pofd": range(401, 404), "sac": range(401, 404)}
+SETTINGS = {"sac": dict(env_id="Pendulum-v1", total_timesteps=10_000)}  # the others: on their own task
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One way to break a script: edits of its text, settings, or both. Without either it is unbroken."""
+
+    script: str
+    name: str
+    question: str = ""
+    why: str = ""  # what happened and why, in one sentence: check it when the figures change
+    edits: tuple = ()  # (text, replacement); the text stands in the script exactly once
+    settings: dict = field(default_factory=dict)  # of Config
+
+    @property
+    def title(self):
+        return f"{self.script}.py: {self.name}"
+
+
+UPDATE_D = """with torch.enable_grad():
+                for _ in range(config.discriminator_steps):
+                    index = rng.integers(int(stored.sum()), size=config.discriminator_batch_size)
+                    demo_index = rng.integers(len(demo_obs), size=config.discriminator_batch_size)
+                    agent_logits = logits(s[:-1][stored][index], e[stored][index])
+                    demo_logits = logits(demo_obs[demo_index], demo_action[demo_index])
+                    d_optimizer.zero_grad()
+                    discriminator_loss(agent_logits, demo_logits).backward()
+                    d_optimizer.step()
+            imitation = imitation_reward(logits(s[:-1], e))"""
+NUMBER_PAIRS = ("advantage + value[:-1])]", "torch.arange(r.numel()).view_as(r))]")  # instead of targets
+LIVE_TARGETS = """values = agent.critic(s).squeeze(-1)
+                live = gae(r, values[:-1], values[1:], end, last, config.gamma, config.gae_lambda)
+                target = (live + values[:-1]).flatten()[target]
+                value_loss ="""
+ONE_STEP_TARGETS = LIVE_TARGETS.replace("config.gae_lambda", "0")
+
+EXPERIMENTS = [
+    Experiment(
+        "dqn",
+        "no target network",
+        "Must Q chase a target that stands still?",
+        (
+            "Four seeds of five are lost: the moving target passes on the errors of every semi-gradient "
+            "step. Q at the start stays at 5.0 to 5.7, where 5 is the bound, so the deadly triad is "
+            "there, but does not diverge."
+        ),
+        settings=dict(tau=1.0, target_network_frequency=1),
+    ),
+    Experiment(
+        "dqn",
+        "no replay",
+        "What if only the newest step of the 32 environments is learned from?",
+        (
+            "Three seeds of five are lost: the newest transitions are correlated and what was learned of "
+            "others is forgotten (catastrophic interference). For two seeds 32 environments side by side "
+            "are variety enough."
+        ),
+        settings=dict(buffer_size=32),
+    ),
+    Experiment(
+        "dqn",
+        "no LayerNorm",
+        "Does the network need its normalisation?",
+        (
+            "It matters little: one seed is lost, one is damaged, three are within 2 of the best. Q does "
+            "not diverge without it."
+        ),
+        edits=(
+            ("shape[0], hidden_size), nn.LayerNorm(hidden_size)", "shape[0], hidden_size)"),
+            ("(hidden_size, hidden_size), nn.LayerNorm(hidden_size)", "(hidden_size, hidden_size)"),
+        ),
+    ),
+    Experiment(
+        "dqn",
+        "rewards not scaled",
+        "Does the Huber loss care about the unit of reward?",
+        (
+            "One seed is lost, one is damaged: the TD error of a failure, near 50, lies where the Huber "
+            "loss is linear, and its gradient counts no more than that of an error of 1."
+        ),
+        settings=dict(reward_scale=1.0, initial_q=50.0),
+    ),
+    Experiment(
+        "dqn",
+        "Q starts at 0",
+        "What is the head start of Q worth?",
+        (
+            "It does not matter: Q climbs to 5 all the same. The optimistic initialisation buys nothing "
+            "here."
+        ),
+        settings=dict(initial_q=0.0),
+    ),
+    Experiment(
+        "dqn",
+        "bounds not weighed",
+        "Can angles and metres go in as they are?",
+        (
+            "Four seeds of five are lost: the input is badly conditioned, 0.2 rad is failure for the pole "
+            "and next to nothing beside the cart's 2.4 m."
+        ),
+        edits=(("np.where(bound < 1e6, 4.8 / bound, 1)", "np.ones_like(bound)"),),
+    ),
+    Experiment(
+        "dqn",
+        "time limit taken for failure",
+        "What if truncation cuts the bootstrap as well?",
+        (
+            "It does not matter for the return here, though it is time-limit aliasing (nothing announces "
+            "the end): the bootstrap is cut in few transitions only."
+        ),
+        edits=(("* reward, next_obs, terminated", "* reward, next_obs, terminated | truncated"),),
+    ),
+    Experiment(
+        "dqn",
+        "terminated and truncated swapped",
+        "What if failure bootstraps, and the time limit does not?",
+        (
+            "Four seeds fall within 14 steps, with a last TD loss below 0.0001: Q = 5 everywhere solves a "
+            "Bellman equation in which falling costs nothing."
+        ),
+        edits=(("next_obs, reward, terminated, truncated,", "next_obs, reward, truncated, terminated,"),),
+    ),
+    Experiment(
+        "ppo",
+        "value target recomputed",
+        "Must the target be fixed for the rollout?",
+        (
+            "It does not matter: V chases its newest self, which lifts it slightly above its bound of 10, "
+            "but lambda-returns rest on rewards enough for that."
+        ),
+        edits=(NUMBER_PAIRS, ("value_loss =", LIVE_TARGETS.replace("[target]", "[target].detach()"))),
+    ),
+    Experiment(
+        "ppo",
+        "value target not detached",
+        "And if the gradient flows into it too?",
+        (
+            "It does not matter here: this is the residual gradient (Baird 1995), which double sampling "
+            "biases where what comes next is random, and CartPole is deterministic."
+        ),
+        edits=(NUMBER_PAIRS, ("value_loss =", LIVE_TARGETS)),
+    ),
+    Experiment(
+        "ppo",
+        "one-step value target recomputed",
+        "And with r + gamma V(s') alone as the target, detached?",
+        (
+            "One seed of five is lost: bootstrapping on V alone, the reward travels one step a sweep "
+            "(bias in place of variance)."
+        ),
+        edits=(NUMBER_PAIRS, ("value_loss =", ONE_STEP_TARGETS.replace("[target]", "[target].detach()"))),
+    ),
+    Experiment(
+        "ppo",
+        "one-step value target not detached",
+        "And if the gradient flows into that?",
+        (
+            "All seeds are lost: the residual gradient (Baird 1995) pulls V(s') down to V(s) as much as "
+            "V(s) up, so value travels slowly: V at the start is 4.4 to 6.7 at the end, where the "
+            "semi-gradient has 7.8 to 10.2."
+        ),
+        edits=(NUMBER_PAIRS, ("value_loss =", ONE_STEP_TARGETS)),
+    ),
+    Experiment(
+        "ppo",
+        "no clipping",
+        "Does the importance ratio need a bound?",
+        (
+            "All seeds are lost: nothing keeps the importance ratio near 1 for ten epochs on one rollout, "
+            "steps overshoot, and entropy collapses (below 0.1 nats in four seeds, 0.36 to 0.47 "
+            "unbroken)."
+        ),
+        settings=dict(clip_coef=1e6),
+    ),
+    Experiment(
+        "ppo",
+        "advantages not normalised",
+        "Does the scale of the advantages matter?",
+        (
+            "Two seeds of five are lost or damaged: without subtracting the mean, a V that lags behind is "
+            "a poor baseline, and what was done is reinforced for having been done."
+        ),
+        edits=(("(advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)", "advantage"),),
+    ),
+    Experiment(
+        "ppo",
+        "time limit taken for failure",
+        "What if truncation cuts the bootstrap as well?",
+        (
+            "Returns do not suffer, values do: states alike are worth 10 or nothing depending on an "
+            "unseen clock (time-limit aliasing), and the last value loss is 0.1 to 1.2 in place of 0.001 "
+            "to 0.004."
+        ),
+        edits=(("reward * config.reward_scale, terminated,", "reward * config.reward_scale, done[1:],"),),
+    ),
+    Experiment(
+        "ppo",
+        "terminated and truncated swapped",
+        "What if failure bootstraps, and the time limit does not?",
+        (
+            "Four seeds fall within 70 steps on average: failure bootstraps, so that falling costs "
+            "nothing, and V at the start is 7 to 10 all the same."
+        ),
+        edits=(("reward[t], terminated[t], truncated,", "reward[t], truncated, terminated[t],"),),
+    ),
+    Experiment(
+        "pofd",
+        "lambda 0",
+        "Is it solved without the demonstrations?",
+        "PPO alone rarely meets the sparse reward: without it all advantages are noise (exploration).",
+        settings=dict(reward_lambda=0.0),
+    ),
+    Experiment(
+        "pofd",
+        "D learns before its reward is read",
+        "Does the order matter?",
+        "It does not matter: GAIL has this order, and 20 steps of D per rollout move the reward little.",
+        edits=(("d_optimizer.step()", "pass"), ("imitation = imitation_reward(logits(s[:-1], e))", UPDATE_D)),
+    ),
+    Experiment(
+        "pofd",
+        "opposite sign",
+        "What if the agent is paid for looking unlike the demonstrations?",
+        "log D is never positive, a price for every step: to fall at once costs least.",
+        edits=(("r + config.reward_lambda * imitation", "r - config.reward_lambda * imitation"),),
+    ),
+    Experiment(
+        "sac",
+        "one Q",
+        "What is the minimum of two for?",
+        "Overestimation: the actor climbs the errors of a single Q, and the target carries them on.",
+        edits=(("next_action).amin(0)", "next_action)[0]"), ("(obs, action).amin(0)", "(obs, action)[0]")),
+    ),
+    Experiment(
+        "sac",
+        "temperature fixed at 1",
+        "Why learn alpha?",
+        "In units of scaled reward entropy outweighs return, and the policy stays near uniform.",
+        edits=(("Adam([*agent.parameters(), log_alpha]", "Adam([*agent.parameters()]"),),
+        settings=dict(alpha=1.0),
+    ),
+    Experiment(
+        "sac",
+        "no tanh correction",
+        "What if log pi is that of the Gaussian before the tanh?",
+        "Without the change of variables u may spread for nothing to where tanh is flat: actions saturate.",
+        edits=(("2 * (math.log(2) - u - softplus(-2 * u))", "0 * u"),),
+    ),
+]  # fmt: skip
+UNBROKEN = {script: Experiment(script, "unbroken") for script in SEEDS}
+
+
+def broken_source(experiment):
+    """The script's text with the edits made. ValueError unless each text is there exactly once."""
+    source = (TOP / f"{experiment.script}.py").read_text()
+    for text, _ in experiment.edits:
+        if source.count(text) != 1:
+            raise ValueError(f"{experiment.title}: expected once, found {source.count(text)} times: {text}")
+    for text, replacement in experiment.edits:
+        head, tail = source.split(text)  # ValueError if another edit brought the text in again
+        source = head + replacement + tail
+    return source
+
+
+def broken_module(experiment):
+    """The broken script as a module, with the script's `__file__`, so that it finds its demonstrations."""
+    module = types.ModuleType(experiment.script)
+    module.__file__ = str(TOP / f"{experiment.script}.py")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Gymnasium's, of an environment registered once more
+        exec(compile(broken_source(experiment), experiment.title, "exec"), module.__dict__)
+    return module
+
+
+@functools.cache
+def what_runs(source):
+    """The source's syntax tree as text, without docstrings and `main`."""
+    tree = ast.parse(source)
+    tree.body = [node for node in tree.body if getattr(node, "name", "") != "main"]
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def fingerprint(experiment):
+    """A hash of all that a result depends on: script, settings, demonstrations."""
+    settings = {**SETTINGS.get(experiment.script, {}), **experiment.settings}
+    content = what_runs(broken_source(experiment)) + repr(settings)
+    demos = sorted((TOP / "demos").glob("*.npz")) if experiment.script == "pofd" else []
+    return hashlib.sha256(content.encode() + b"".join(d.read_bytes() for d in demos)).hexdigest()[:12]
+
+
+def start_value(module, agent, env_id):
+    """What the agent thinks its start states are worth, in scaled reward; None if only its critic knew."""
+    obs, _ = module.gym.make_vec(env_id, num_envs=100).reset(seed=0)
+    obs = module.torch.as_tensor(obs, dtype=module.torch.float32)
+    with module.torch.no_grad():
+        if hasattr(agent, "critic"):
+            return float((agent.value(obs) if hasattr(agent, "value") else agent.critic(obs)).mean())
+        return float(agent(obs).amax(1).mean()) if hasattr(module, "QNetwork") else None
+
+
+def run(experiment, seed, **settings):
+    """Train and judge one experiment with one seed: a dict for the file. `settings` go before all others."""
+    start, rows, module = time.process_time(), [], broken_module(experiment)
+    settings = {**SETTINGS.get(experiment.script, {}), **experiment.settings, "seed": seed, **settings}
+    config = module.Config(**settings)
+    result = {"experiment": experiment.title, "seed": seed, "fingerprint": fingerprint(experiment)}
+    try:
+        agent = module.train(config, report=rows.append)
+        episodes = 20 if "PyBullet" in config.env_id else 100
+        result["return"] = float(module.evaluate(agent, config.env_id, episodes, seed + 10_000).mean())
+        result["start_value"] = start_value(module, agent, config.env_id)
+    except FloatingPointError as error:
+        result.update({"return": None, "error": str(error)})
+    result["cpu_seconds"] = round(time.process_time() - start, 1)
+    for key in rows[-1] if rows else ():
+        values = [float(f"{row[key]:.4g}") for row in rows if np.isfinite(row[key])]
+        result.setdefault("last", {})[key] = values[-1] if values else None
+        result.setdefault("peak", {})[key] = max(values, key=abs, default=None)
+    return result
+
+
+def run_job(job):
+    """For a pool of processes."""
+    return run(*job)
+
+
+def load_results():
+    """The results that are still valid: {(title, seed): result}."""
+    current = {e.title: fingerprint(e) for e in [*UNBROKEN.values(), *EXPERIMENTS]}
+    results = {}
+    for line in RESULTS.read_text().splitlines() if RESULTS.exists() else []:
+        try:
+            result = json.loads(line)
+        except ValueError:  # the half of a line that an interruption left
+            continue
+        if current.get(result["experiment"]) == result["fingerprint"]:
+            results[result["experiment"], result["seed"]] = result
+    return results
+
+
+def run_missing(experiments, processes):
+    """Train what has no result yet, one core a process; append each result to the file as it comes."""
+    results = load_results()
+    jobs = [(e, s) for e in experiments for s in SEEDS[e.script] if (e.title, s) not in results]
+    if not jobs:
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the processes
+    torn = RESULTS.exists() and not RESULTS.read_bytes().endswith(b"\n")
+    with RESULTS.open("a") as file, multiprocessing.get_context("spawn").Pool(processes) as pool:
+        file.write("\n" * torn)
+        for number, result in enumerate(pool.imap_unordered(run_job, jobs), 1):
+            file.write(json.dumps(result) + "\n")
+            file.flush()
+            print(f"{number}/{len(jobs)}  {result['experiment']}  seed {result['seed']}  return "
+                  f"{shown(result)}  {result['cpu_seconds']} s", flush=True)  # fmt: skip
+
+
+def shown(result):
+    """A return as the table shows it."""
+    return "not finite" if result["return"] is None else f"{result['return']:.1f}"
+
+
+def median_and_min(experiment, results):
+    """'median (min)' of the returns over seeds, None while some are missing; 'not finite' is the least."""
+    runs = [results.get((experiment.title, seed)) for seed in SEEDS[experiment.script]]
+    if None in runs:
+        return None
+    runs.sort(key=lambda result: -np.inf if result["return"] is None else result["return"])
+    return f"{shown(runs[len(runs) // 2])} ({shown(runs[0])})"
+
+
+def table(results):
+    """The README's table of all experiments whose runs are complete."""
+    lines = [
+        "| broken | unbroken: median (min) | broken: median (min) | what happens, and why |",
+        "|---|---|---|---|",
+    ]
+    for experiment in EXPERIMENTS:
+        unbroken = median_and_min(UNBROKEN[experiment.script], results)
+        broken = median_and_min(experiment, results)
+        if unbroken and broken:
+            what = f"`{experiment.script}.py`, {experiment.name}. {experiment.question}"
+            lines.append(f"| {what} | {unbroken} | {broken} | {experiment.why} |")
+    return "\n".join(lines)
+
+
+def write_readme(text):
+    """Put the text between the README's markers."""
+    readme = README.read_text()
+    head, rest = readme.split(START)
+    new = f"{head}{START}\n{text}\n{END}{rest.split(END)[1]}"
+    temporary = README.with_suffix(".tmp")
+    temporary.write_text(new)
+    os.replace(temporary, README)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser("break_it.py", argparse.SUPPRESS)
+    parser.add_argument(
+        "--only", default="", help="text that the experiment's name contains, as in 'ppo.py: no'"
+    )
+    parser.add_argument("--processes", type=int, default=2, help="how many train at a time, one core each")
+    parser.add_argument("--readme", action="store_true", help="write the table into README.md")
+    args = parser.parse_args(argv)
+    chosen = [e for e in EXPERIMENTS if args.only in e.title]
+    try:
+        for experiment in [*UNBROKEN.values(), *EXPERIMENTS]:
+            broken_source(experiment)
+        if not chosen or args.processes < 1:
+            raise ValueError(f"nothing to do with --only {args.only!r} --processes {args.processes}")
+        if args.readme and (README.read_text().count(START), README.read_text().count(END)) != (1, 1):
+            raise ValueError(f"README.md: expected {START} and {END} once each")
+    except (ValueError, OSError) as error:
+        parser.error(str(error).split("\n")[0])
+    scripts = {e.script: None for e in chosen}  # in their order
+    run_missing([*(UNBROKEN[script] for script in scripts), *chosen], args.processes)
+    text = table(load_results())
+    print(text)
+    if args.readme:
+        write_readme(text)
+
+
+if __name__ == "__main__":
+    main()
