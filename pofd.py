@@ -33,14 +33,15 @@ class Config:
     hidden_size: int = 64  # units in each of the two hidden layers
     learning_rate: float = 3e-3  # of Adam, annealed linearly to zero
     max_grad_norm: float = 0.5  # longer gradients are shortened to this
-    gamma: float = 0.99  # discount factor, per step
+    gamma: float = 0.995  # discount factor, per step
     gae_lambda: float = 0.95  # 0: one-step advantages, 1: whole returns
     update_epochs: int = 10  # passes over each rollout
     num_minibatches: int = 2  # gradient steps per pass
     clip_coef: float = 0.2  # the probability ratio gains nothing further than this from 1
     vf_coef: float = 0.5  # weight of the value loss
     ent_coef: float = 0.0  # weight of the entropy bonus
-    reward_scale: float = 0.01  # times the environment's reward, for learning only
+    reward_scale: float = 0.03  # times the environment's reward, for learning only
+    max_episode_steps: int = 0  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
     demo: str = ""  # .npz of demonstrations; empty: demos/<env id>.npz beside this file
     reward_lambda: float = 0.1  # times the imitation reward, added to the environment's
     discriminator_steps: int = 20  # gradient steps of the discriminator per rollout
@@ -55,7 +56,7 @@ class Config:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            low = 1 if type(getattr(Config, name)) is int and name != "seed" else 0
+            low = 1 if type(getattr(Config, name)) is int and name not in ("seed", "max_episode_steps") else 0
             high = self.num_envs * (self.num_steps // 2) if name == "num_minibatches" else np.inf
             high = 1 if name in ("gamma", "gae_lambda") else high
             if not isinstance(value, str) and not low <= value <= high:
@@ -256,7 +257,9 @@ def train(config, report=print_progress, agent=None):
         discriminator = Discriminator(demo_obs, demo_action, config.hidden_size).to(config.device)
     d_optimizer = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, fused=True)
     rng = np.random.default_rng(config.seed)  # of the discriminator's minibatches
-    envs = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(config.env_id, num_envs=config.num_envs))
+    limit = {"max_episode_steps": config.max_episode_steps} if config.max_episode_steps else {}
+    envs = gym.make_vec(config.env_id, num_envs=config.num_envs, **limit)
+    envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
     T, N = config.num_steps, config.num_envs
     obs, done = np.zeros((T + 1, *envs.observation_space.shape), np.float32), np.zeros((T + 1, N), bool)
     action, executed = np.zeros((2, T, *envs.action_space.shape), np.float32)  # drawn; clipped

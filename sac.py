@@ -47,13 +47,14 @@ class Config:
     tau: float = 0.1  # share of the way to the critics that the target critics go per gradient step
     averaging: float = 0.1  # the actor returned is the mean over about this share of its steps; 0: the last
     noise_correlation: float = 0.8  # of the noise in actions, from one step to the next; the paper has 0
-    max_episode_steps: int = 400  # training episodes are truncated here, so that fresh starts keep coming
+    max_episode_steps: int = 400  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
 
     def __post_init__(self):
+        free = "seed", "learning_starts", "max_episode_steps"
+        shares = "end_learning_rate", "gamma", "tau", "averaging", "noise_correlation"
         for name, value in vars(self).items():
-            low = 1 if type(getattr(Config, name)) is int and name not in ("seed", "learning_starts") else 0
+            low = 1 if type(getattr(Config, name)) is int and name not in free else 0
             low = 1e-30 if name == "alpha" else low
-            shares = "end_learning_rate", "gamma", "tau", "averaging", "noise_correlation"
             high = 1 if name in shares else np.inf
             if not isinstance(value, str) and not low <= value <= high:
                 raise ValueError(f"{name} is {value}, expected {low} to {high}")
@@ -273,7 +274,8 @@ def train(config, report=print_progress, agent=None):
     target_entropy = (agent.scale.log() - 1).sum()  # -dim(A) for actions in [-1, 1], whatever the unit
     q_optimizer = torch.optim.Adam(critic.parameters(), fused=True)
     optimizer = torch.optim.Adam([*actor.parameters(), log_alpha], fused=True)
-    envs = gym.make_vec(config.env_id, config.num_envs, max_episode_steps=config.max_episode_steps)
+    limit = {"max_episode_steps": config.max_episode_steps} if config.max_episode_steps else {}
+    envs = gym.make_vec(config.env_id, num_envs=config.num_envs, **limit)
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
     rng = np.random.default_rng(config.seed)
     obs, _ = envs.reset(seed=config.seed)
