@@ -182,3 +182,17 @@ def test_rgb_array_needs_no_screen():
         image = env.render()
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
         assert image.std() > 5 and (image != first).any()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_double_pays_from_a_height_of_089(module):
+    script, envs, close = importlib.import_module(module), pendulums(module, 8, True), 0
+    for seed in range(10):
+        envs.reset(seed=seed)
+        for _ in range(20):
+            fresh = envs.done
+            _, reward, *_ = envs.step(np.zeros((8, 1)))
+            tips = [script.pybullet.getLinkState(body, 5, **envs.world)[0][2] for body in envs.bodies]
+            assert (reward == (np.array(tips) >= 0.89))[~fresh].all()
+            close += np.sum((np.abs(np.array(tips) - 0.89) < 0.01) & ~fresh)
+    assert close > 50
