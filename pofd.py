@@ -360,7 +360,7 @@ def main(argv=None):
         load or load_demonstrations(config.demo_path, agent.obs_dim, agent.action_space)
         if load:
             agent.load_state_dict(saved[f"pofd.py {config.env_id}"])  # another script or task: another key
-        if save and (os.path.isdir(save) or not os.access(os.path.dirname(save) or ".", os.W_OK)):
+        if save and (os.path.isdir(save) or not os.access((os.path.dirname(save) or ".") + "/", os.W_OK)):
             raise ValueError(f"{save}: cannot be written, expected a file in an existing folder")
     except Exception as error:
         parser.error((f"{load}: no checkpoint of pofd.py: " if load else "") + str(error).split("\n")[0])

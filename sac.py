@@ -360,7 +360,7 @@ def main(argv=None):
         agent = Actor(config)
         if load:
             agent.load_state_dict(saved[f"sac.py {config.env_id}"])  # another script or task: another key
-        if save and (os.path.isdir(save) or not os.access(os.path.dirname(save) or ".", os.W_OK)):
+        if save and (os.path.isdir(save) or not os.access((os.path.dirname(save) or ".") + "/", os.W_OK)):
             raise ValueError(f"{save}: cannot be written, expected a file in an existing folder")
     except Exception as error:
         parser.error((f"{load}: no checkpoint of sac.py: " if load else "") + str(error).split("\n")[0])

@@ -115,7 +115,7 @@ def test_a_reward_that_is_not_finite_ends_the_run(script, tmp_path, capsys):
     "place",
     [
         "missing/agent.pt",
-        pytest.param("file/agent.pt", marks=pytest.mark.xfail(reason="os.access takes a file for a folder")),
+        "file/agent.pt",
         "folder",
     ],
 )
