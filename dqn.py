@@ -64,6 +64,7 @@ class QNetwork(nn.Sequential):
             raise ValueError(f"{config.env_id} has observations {obs_space}, expected a flat Box")
         if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
             raise ValueError(f"{config.env_id} has actions {action_space}, expected Discrete from 0")
+        torch.set_num_threads(1)  # networks of this size are faster on one core
         torch.manual_seed(config.seed)
         super().__init__(
             nn.Linear(obs_space.shape[0], hidden_size), nn.LayerNorm(hidden_size), nn.ReLU(),
@@ -121,7 +122,6 @@ def print_progress(row):
 def train(config, report=print_progress, agent=None):
     """Train `agent` (None: a new one) and return it; `report` gets a dict of figures about once a second.
     FloatingPointError if an observation or the loss stops being finite."""
-    torch.set_num_threads(1)  # networks of this size are faster on one core
     agent = agent or QNetwork(config)
     target_network = copy.deepcopy(agent).requires_grad_(False)
     optimizer = torch.optim.Adam(agent.parameters(), fused=True)

@@ -172,6 +172,7 @@ class ActorCritic(nn.Module):
             raise ValueError(f"{config.env_id} has actions {action_space}, expected a flat Box")
         self.obs_dim, self.action_space, outputs = obs_space.shape[0], action_space, action_space.shape[0]
         self.low, self.high = action_space.low, action_space.high
+        torch.set_num_threads(1)  # networks of this size are faster on one core
         torch.manual_seed(config.seed)
         self.actor = mlp(obs_space.shape[0], hidden_size, outputs, gain=0.01)  # a Gaussian's mean
         self.critic = mlp(obs_space.shape[0], hidden_size, 1, gain=1.0)
@@ -247,7 +248,6 @@ def print_progress(row):
 def train(config, report=print_progress, agent=None):
     """Train `agent` (None: a new one) and return it; `report` gets a dict of figures about once a second.
     FloatingPointError if an observation or the loss stops being finite."""
-    torch.set_num_threads(1)  # networks of this size are faster on one core
     agent = agent or ActorCritic(config)
     torch.manual_seed(config.seed)
     optimizer = torch.optim.Adam(agent.parameters(), eps=1e-5, fused=True)

@@ -163,6 +163,7 @@ class Actor(nn.Module):
             raise ValueError(f"{config.env_id} has observations {obs_space}, expected a flat Box")
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or not space.is_bounded():
             raise ValueError(f"{config.env_id} has actions {space}, expected a flat Box with bounds")
+        torch.set_num_threads(1)  # networks of this size are faster on one core
         torch.manual_seed(config.seed)
         self.layers = nn.Sequential(nn.Linear(obs_space.shape[0], hidden_size), nn.ReLU(),
                                     nn.Linear(hidden_size, hidden_size), nn.ReLU(),
@@ -264,7 +265,6 @@ def print_progress(row):
 def train(config, report=print_progress, agent=None):
     """Train `agent` (None: a new one) and return it; `report` gets a dict of figures about once a second.
     FloatingPointError if an observation or a loss stops being finite."""
-    torch.set_num_threads(1)  # networks of this size are faster on one core
     agent = agent or Actor(config)
     torch.manual_seed(config.seed)
     actor = copy.deepcopy(agent)  # this one acts and learns, the agent is its average
