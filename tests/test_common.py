@@ -152,6 +152,17 @@ def test_same_seed_same_bits(script, tmp_path):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+def test_first_weights_do_not_depend_on_threads(script):
+    """LAPACK, behind orthogonal initialisation, rounds differently on two threads."""
+    module = importlib.import_module(script)
+    network = getattr(module, {"dqn": "QNetwork", "sac": "Actor"}.get(script, "ActorCritic"))
+    torch.set_num_threads(2)
+    first = weights(network(module.Config()))
+    torch.set_num_threads(1)
+    assert weights(network(module.Config())) == first
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_every_setting_changes_the_outcome(script):
     module, config = make(script)
     changed = TINY[script][1]

@@ -1,6 +1,7 @@
 """SAC: log-probabilities, targets and gradients by hand, the temperature, Polyak averaging, and warm-up."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -132,6 +133,53 @@ def test_polyak_after_every_update(monkeypatch):
     for (_, before), (online, target) in zip(seen, seen[1:]):
         for name in target:
             assert torch.equal(target[name], torch.lerp(before[name], online[name], 0.25)), name
+
+
+@pytest.mark.parametrize("share", [0.5, 0.0])
+def test_the_agent_returned_is_an_average_of_actors(share, monkeypatch):
+    actors, move = [], sac.move
+
+    def spy(target, source, tau):
+        if isinstance(target, sac.Actor):
+            actors.append(copy.deepcopy(source.state_dict()))
+        move(target, source, tau)
+
+    monkeypatch.setattr(sac, "move", spy)
+    agent = sac.train(sac.Config(WIDE, **{**TINY, "total_timesteps": 180}, averaging=share), report=quiet)
+    assert len(actors) == 10  # 80 steps after the warm-up, 20 of the critics, one for each second of these
+    mean = actors[0]
+    for n, actor in enumerate(actors, 1):
+        weight = 1 / max(1, share * n)
+        mean = {name: (1 - weight) * mean[name] + weight * actor[name] for name in mean}
+    for name, value in agent.state_dict().items():
+        assert torch.allclose(value, mean[name], atol=1e-6), name
+        if share == 0:
+            assert torch.equal(value, actors[-1][name])
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.8])
+def test_noise_is_correlated_in_time(correlation, monkeypatch):
+    noises, act = [], sac.Actor.act
+    monkeypatch.setattr(
+        sac.Actor, "act", lambda self, obs, noise: noises.append(noise) or act(self, obs, noise)
+    )
+    config = sac.Config(WIDE, num_envs=50, total_timesteps=20_000, learning_starts=20_000, hidden_size=8)
+    sac.train(dataclasses.replace(config, noise_correlation=correlation), report=quiet)
+    noise = torch.stack(noises)  # (400, 50, 1)
+    assert noise.shape == (400, 50, 1)
+    assert noise.mean().item() == pytest.approx(0, abs=0.1) and noise.std().item() == pytest.approx(
+        1, abs=0.05
+    )
+    assert (noise[1:] * noise[:-1]).mean().item() == pytest.approx(correlation, abs=0.05)
+
+
+def test_training_episodes_are_truncated(monkeypatch):
+    buffers, init = [], sac.ReplayBuffer.__init__
+    monkeypatch.setattr(sac.ReplayBuffer, "__init__", lambda self, *a: buffers.append(self) or init(self, *a))
+    config = sac.Config(WIDE, num_envs=2, total_timesteps=160, learning_starts=1_000, max_episode_steps=3)
+    sac.train(config, report=quiet)
+    next_obs, terminated = (buffers[0].arrays[i][: buffers[0].added] for i in (3, 4))
+    assert buffers[0].added == 160 * 3 // 4 and next_obs[:, 0].max() == 3 and not terminated.any()
 
 
 def test_warm_up_is_uniform_and_what_is_stored(monkeypatch):
