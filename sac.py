@@ -49,7 +49,7 @@ class Config:
     policy_frequency: int = 2  # gradient steps of the critics per step of actor and temperature
     tau: float = 0.1  # share of the way to the critics that the target critics go per gradient step
     averaging: float = 0.1  # the actor returned is the mean over about this share of its steps; 0: the last
-    noise_correlation: float = 0.8  # of the noise in actions, from one step to the next; the paper has 0
+    noise_correlation: float = 0.9  # of the noise in actions, from one step to the next; the paper has 0
     max_episode_steps: int = 400  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
 
     def __post_init__(self):

@@ -157,7 +157,7 @@ def test_the_agent_returned_is_an_average_of_actors(share, monkeypatch):
             assert torch.equal(value, actors[-1][name])
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.8])
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
 def test_noise_is_correlated_in_time(correlation, monkeypatch):
     noises, act = [], sac.Actor.act
     monkeypatch.setattr(
