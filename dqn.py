@@ -1,6 +1,6 @@
 """DQN (Mnih et al. 2015, doi:10.1038/nature14236): learn Q(s, a) from replayed transitions, act greedily.
 
-`python dqn.py` solves CartPole-v1: greedy return 500.0 of 500 after 60,000 steps.
+`python dqn.py` solves CartPole-v1: greedy return 500.0 of 500 after 72,000 steps.
 env.step -> ReplayBuffer.add -> ReplayBuffer.sample -> td_loss -> Adam -> target network
 
 Three settings help, and leave the algorithm as it is. Q starts where never failing would put it
@@ -29,7 +29,7 @@ class Config:
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:id; flat Box observations, Discrete actions
     seed: int = 1  # of weights, environments, exploration and replay
     device: str = "cpu"  # or cuda
-    total_timesteps: int = 60_000  # environment steps, all environments together
+    total_timesteps: int = 72_000  # environment steps, all environments together
     num_envs: int = 32  # environments side by side
     hidden_size: int = 128  # units in each of the two hidden layers
     learning_rate: float = 2e-3  # of Adam, annealed linearly to zero
