@@ -45,7 +45,7 @@ class Config:
     buffer_size: int = 1_000_000  # transitions kept for replay
     batch_size: int = 256  # transitions per gradient step
     learning_starts: int = 1_000  # environment steps under uniformly random actions, before any learning
-    train_frequency: int = 4  # environment steps per gradient step of the critics
+    train_frequency: int = 3  # environment steps per gradient step of the critics
     policy_frequency: int = 2  # gradient steps of the critics per step of actor and temperature
     tau: float = 0.1  # share of the way to the critics that the target critics go per gradient step
     averaging: float = 0.1  # the actor returned is the mean over about this share of its steps; 0: the last

@@ -24,7 +24,7 @@ import numpy as np
 TOP = Path(__file__).resolve().parent.parent
 RESULTS, README = TOP / "tests" / "break_it.jsonl", TOP / "README.md"
 START, END = "<!-- break it: start -->", "<!-- break it: end -->"
-SEEDS = {"dqn": range(401, 406), "ppo": range(401, 406), "pofd": range(401, 404), "sac": range(401, 403)}
+SEEDS = {"dqn": range(401, 404), "ppo": range(401, 404), "pofd": range(401, 404), "sac": range(401, 403)}
 SETTINGS = {}  # by script, where its own task would take too long
 
 
@@ -280,14 +280,14 @@ EXPERIMENTS = [
         "sac",
         "white noise",
         "What if the noise in actions is drawn anew at every step, as in the paper?",
-        "TODO",
+        "White noise averages out before the cart has moved: its drift into the rail is never learned of.",
         settings=dict(noise_correlation=0.0),
     ),
     Experiment(
         "sac",
         "the last actor",
         "What if the actor of the last step is returned, not the average of the last tenth?",
-        "TODO",
+        "The actor follows the error of the critic of the moment: one step it holds, the next it drifts.",
         settings=dict(averaging=0.0),
     ),
 ]  # fmt: skip
