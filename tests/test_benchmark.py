@@ -320,6 +320,6 @@ def test_control_c_ends_it_at_once(tmp_path):
         while "min left" not in (line := process.stderr.readline()):
             assert line
         process.send_signal(signal.SIGINT)
-        err = process.communicate(timeout=30)[1]
+        err = process.communicate(timeout=120)[1]
     assert process.returncode == 130 and err.endswith("the same command goes on from here\n"), err
     assert len(benchmark.read_results(tmp_path / "results.jsonl")) == 1

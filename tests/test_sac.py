@@ -145,7 +145,10 @@ def test_the_agent_returned_is_an_average_of_actors(share, monkeypatch):
         move(target, source, tau)
 
     monkeypatch.setattr(sac, "move", spy)
-    agent = sac.train(sac.Config(WIDE, **{**TINY, "total_timesteps": 180}, averaging=share), report=quiet)
+    agent = sac.train(
+        sac.Config(WIDE, **{**TINY, "total_timesteps": 180, "train_frequency": 4}, averaging=share),
+        report=quiet,
+    )
     assert len(actors) == 10  # 80 steps after the warm-up, 20 of the critics, one for each second of these
     mean = actors[0]
     for n, actor in enumerate(actors, 1):
