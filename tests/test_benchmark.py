@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -316,7 +317,8 @@ def test_quick_runs_everything(tmp_path):
 
 def test_control_c_ends_it_at_once(tmp_path):
     command = [sys.executable, benchmark.__file__, "--quick", str(tmp_path), "--processes", "1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # background jobs are started deaf to it
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
         while "min left" not in (line := process.stderr.readline()):
             assert line
         process.send_signal(signal.SIGINT)

@@ -73,7 +73,10 @@ def test_broken_script_trains_otherwise(experiment):
     assert json.loads(json.dumps(result)) == result
     for row in result["last"], expected["last"]:
         row.pop("seconds", None)
-    assert (result["last"], result["return"]) != (expected["last"], expected["return"])
+    if set(experiment.settings) == {"averaging"}:  # changes the agent that is returned, not its training
+        assert result["last"] == expected["last"]
+    else:
+        assert result["last"] != expected["last"]
 
 
 def test_unbroken_is_the_script_itself():
