@@ -34,7 +34,7 @@ class Config:
     hidden_size: int = 128  # units in each of the two hidden layers
     learning_rate: float = 2e-3  # of Adam, annealed linearly to zero
     gamma: float = 0.98  # discount factor, per step
-    reward_scale: float = 0.1  # factor on rewards, for learning only
+    reward_scale: float = 0.1  # times the reward, for learning only
     initial_q: float = 5.0  # where all Q(s, a) start: scaled reward / (1 - gamma) is to earn it for ever
     buffer_size: int = 20_000  # transitions kept for replay
     batch_size: int = 512  # transitions per gradient step

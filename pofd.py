@@ -40,7 +40,7 @@ class Config:
     clip_coef: float = 0.2  # the probability ratio gains nothing further than this from 1
     vf_coef: float = 0.5  # weight of the value loss
     ent_coef: float = 0.0  # weight of the entropy bonus
-    reward_scale: float = 0.03  # times the environment's reward, for learning only
+    reward_scale: float = 0.03  # times the reward, for learning only
     max_episode_steps: int = 0  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
     demo: str = ""  # .npz of demonstrations; empty: demos/<env id>.npz beside this file
     reward_lambda: float = 0.1  # times the imitation reward, added to the environment's

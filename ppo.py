@@ -37,7 +37,7 @@ class Config:
     clip_coef: float = 0.2  # the probability ratio gains nothing further than this from 1
     vf_coef: float = 0.5  # weight of the value loss
     ent_coef: float = 0.0  # weight of the entropy bonus
-    reward_scale: float = 0.1  # times the reward, so that V(s), up to 100 otherwise, is soon learned
+    reward_scale: float = 0.1  # times the reward, for learning only
 
     def __post_init__(self):
         for name, value in vars(self).items():

@@ -39,11 +39,7 @@ TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP))
 RESULTS, PICTURE, README = TOP / "tests/results.jsonl", TOP / "demos/learning_curves.png", TOP / "README.md"
 MARKERS = "<!-- benchmark: start -->\n", "<!-- benchmark: end -->\n"
-POINTS, GRID_EPISODES, FINAL_EPISODES = (
-    20,
-    20,
-    100,
-)  # evaluations along a run; episodes of each, and at the end
+POINTS, GRID_EPISODES, FINAL_EPISODES = 20, 20, 100  # evaluations on the way, their episodes; at the end
 NETWORKS = {"dqn": "QNetwork", "ppo": "ActorCritic", "pofd": "ActorCritic", "sac": "Actor"}
 PENDULUM, DOUBLE = "InvertedPendulumPyBullet", "InvertedDoublePendulumPyBullet"
 PPO_PENDULUM = dict(env_id="Pendulum-v1", gamma=0.9, num_envs=8, num_steps=128, num_minibatches=8)

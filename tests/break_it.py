@@ -111,10 +111,7 @@ EXPERIMENTS = [
         "dqn",
         "Q starts at 0",
         "What is the head start of Q worth?",
-        (
-            "It does not matter: Q climbs to 5 all the same. The optimistic initialisation buys nothing "
-            "here."
-        ),
+        "These five seeds do without: Q climbs to 5 all the same.",
         settings=dict(initial_q=0.0),
     ),
     Experiment(
