@@ -247,7 +247,7 @@ def test_evaluation_is_of_fresh_episodes(script, monkeypatch, capsys):
     monkeypatch.setattr(module, "evaluate", lambda *args: seen.append(args[1:]) or np.array([1.0, 4.0]))
     status, out, _ = run(script, flags(script, seed=3), capsys)
     env_id = make(script)[1].env_id
-    assert status == 0 and seen == [(env_id, 20 if script == "pofd" else 100, 10_003)]
+    assert status == 0 and seen == [(env_id, 20 if script in ("pofd", "sac") else 100, 10_003)]
     assert out.startswith(f"{script}.py {env_id} seed 3: return 2.5 +- 1.5 (min 1) over 2 episodes, ")
 
 
