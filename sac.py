@@ -45,12 +45,12 @@ class Config:
     buffer_size: int = 1_000_000  # transitions kept for replay
     batch_size: int = 256  # transitions per gradient step
     learning_starts: int = 1_000  # environment steps under uniformly random actions, before any learning
-    train_frequency: int = 3  # environment steps per gradient step of the critics
+    train_frequency: int = 2  # environment steps per gradient step of the critics
     policy_frequency: int = 2  # gradient steps of the critics per step of actor and temperature
     tau: float = 0.1  # share of the way to the critics that the target critics go per gradient step
     averaging: float = 0.1  # the actor returned is the mean over about this share of its steps; 0: the last
-    noise_correlation: float = 0.9  # of the noise in actions, from one step to the next; the paper has 0
-    max_episode_steps: int = 400  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
+    noise_correlation: float = 0.95  # of the noise in actions, from one step to the next; the paper has 0
+    max_episode_steps: int = 200  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
 
     def __post_init__(self):
         free = "seed", "learning_starts", "max_episode_steps"
