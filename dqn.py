@@ -45,11 +45,13 @@ class Config:
     start_e: float = 1.0  # epsilon, the probability of a random action, at first
     end_e: float = 0.05  # epsilon after annealing
     exploration_fraction: float = 0.1  # share of total_timesteps over which epsilon is annealed
+    max_episode_steps: int = 200  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
     double: bool = False  # Double DQN (van Hasselt et al. 2016)
 
     def __post_init__(self):
+        free = "seed", "learning_starts", "max_episode_steps"
         for name, value in vars(self).items():
-            low = 1 if type(getattr(Config, name)) is int and name not in ("seed", "learning_starts") else 0
+            low = 1 if type(getattr(Config, name)) is int and name not in free else 0
             low = -np.inf if name == "initial_q" else low
             high = 1 if name in ("gamma", "tau", "start_e", "end_e", "exploration_fraction") else np.inf
             if not isinstance(value, str) and not low <= value <= high:
@@ -125,7 +127,10 @@ def train(config, report=print_progress, agent=None):
     agent = agent or QNetwork(config)
     target_network = copy.deepcopy(agent).requires_grad_(False)
     optimizer = torch.optim.Adam(agent.parameters(), fused=True)
-    envs = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(config.env_id, num_envs=config.num_envs))
+    limits = config.max_episode_steps, gym.make(config.env_id).spec.max_episode_steps
+    limit = {"max_episode_steps": min(filter(None, limits))} if any(limits) else {}
+    envs = gym.make_vec(config.env_id, num_envs=config.num_envs, **limit)
+    envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
     rng = np.random.default_rng(config.seed)
     obs, _ = envs.reset(seed=config.seed)
     buffer = ReplayBuffer(config.buffer_size, obs.shape[1])

@@ -257,7 +257,8 @@ def train(config, report=print_progress, agent=None):
         discriminator = Discriminator(demo_obs, demo_action, config.hidden_size).to(config.device)
     d_optimizer = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, fused=True)
     rng = np.random.default_rng(config.seed)  # of the discriminator's minibatches
-    limit = {"max_episode_steps": config.max_episode_steps} if config.max_episode_steps else {}
+    limits = config.max_episode_steps, gym.make(config.env_id).spec.max_episode_steps
+    limit = {"max_episode_steps": min(filter(None, limits))} if any(limits) else {}
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs, **limit)
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
     T, N = config.num_steps, config.num_envs

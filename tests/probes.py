@@ -93,7 +93,9 @@ class Spaces(gym.Env):
 def register(name, entry_point, **kwargs):
     """Register once, however often the module is imported."""
     if f"{name}-v0" not in gym.registry:
-        gym.register(f"{name}-v0", entry_point, kwargs=kwargs, order_enforce=False, disable_env_checker=True)
+        limit = kwargs.pop("max_episode_steps", None)
+        gym.register(f"{name}-v0", entry_point, max_episode_steps=limit, kwargs=kwargs, order_enforce=False,
+                     disable_env_checker=True)  # fmt: skip
 
 
 FLAT, DISCRETE, BOX = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2), gym.spaces.Box(-1, 1, (1,))
@@ -105,6 +107,8 @@ for suffix, box in ("", False), ("Box", True):
     register(f"Terminated{suffix}", Chain, length=4, constant=True, box=box)
     register(f"Alternating{suffix}", Chain, length=3, alternate=True, box=box)
     register(f"Lengths{suffix}", Lengths, constant=True, box=box)
+    register(f"Endless{suffix}", Chain, length=10_000, box=box)
+    register(f"Limited{suffix}", Chain, length=10_000, box=box, max_episode_steps=5)
     register(f"Broken{suffix}", Broken, box=box)
     register(f"BrokenReward{suffix}", Broken, box=box, reward=True)
 register("WideBox", Chain, length=5, by_action=True, box=True, low=-2.0, high=6.0)
