@@ -41,7 +41,7 @@ class Config:
     vf_coef: float = 0.5  # weight of the value loss
     ent_coef: float = 0.0  # weight of the entropy bonus
     reward_scale: float = 0.03  # times the reward, for learning only
-    max_episode_steps: int = 0  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
+    max_episode_steps: int = 400  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
     demo: str = ""  # .npz of demonstrations; empty: demos/<env id>.npz beside this file
     reward_lambda: float = 0.1  # times the imitation reward, added to the environment's
     discriminator_steps: int = 20  # gradient steps of the discriminator per rollout

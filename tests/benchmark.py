@@ -51,9 +51,8 @@ TASKS = {  # name: script, settings other than its defaults, return that counts 
     "pofd/single": ("pofd", {}, 475, "main"),
     "pofd/double": (
         "pofd", {"env_id": f"{DOUBLE}SparseEnv-v0", "total_timesteps": 79_872, "max_episode_steps": 200,
-                 "reward_scale": 0.1}, 950, "main"),
-    "pofd/mountain car": (
-        "pofd", {"env_id": "MountainCarContinuous-v0", "total_timesteps": 79_872}, 90, "main"),
+                 "reward_scale": 0.05}, 950, "main"),
+    "pofd/mountain car": ("pofd", {"env_id": "MountainCarContinuous-v0"}, 90, "main"),
     "sac/double": ("sac", {}, 950, "main"),
     "sac/single dense": (
         "sac", {"env_id": f"{PENDULUM}Env-v0", "total_timesteps": 20_000, "gamma": 0.995,

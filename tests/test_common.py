@@ -34,7 +34,7 @@ TINY = {
         dict(seed=2, total_timesteps=600, num_envs=8, hidden_size=8, learning_rate=1e-2, reward_scale=1.0,
              initial_q=0.0, gamma=0.5, buffer_size=50, batch_size=8, learning_starts=200, train_frequency=8,
              target_network_frequency=3, tau=1.0, start_e=0.5, end_e=0.5, exploration_fraction=0.9,
-             double=True, max_episode_steps=3, env_id="Acrobot-v1"),
+             double=True, averaging=0.0, max_episode_steps=3, env_id="Acrobot-v1"),
     ),
     "ppo": (
         dict(total_timesteps=128, num_envs=4, num_steps=16, hidden_size=16),
