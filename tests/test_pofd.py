@@ -279,12 +279,17 @@ def test_imitation_reward_is_added_lambda_times(monkeypatch):
     )
 
 
+DOUBLE = dict(env_id="InvertedDoublePendulumPyBulletSparseEnv-v0", total_timesteps=79_872)
+DOUBLE |= dict(max_episode_steps=200, reward_scale=0.05)  # the README's flags
+
+
 @pytest.mark.learning
 @pytest.mark.parametrize("seed", [11, 12])
-def test_solves_the_sparse_pendulum(seed):
-    config = pofd.Config(seed=seed)
+@pytest.mark.parametrize("settings, solved", [({}, 475), (DOUBLE, 950)], ids=["single", "double"])
+def test_solves_the_sparse_pendulums(settings, solved, seed):
+    config = pofd.Config(seed=seed, **settings)
     agent = pofd.train(config, report=quiet)
-    assert pofd.evaluate(agent, config.env_id, 20, seed + 10_000).mean() >= 475
+    assert pofd.evaluate(agent, config.env_id, 20, seed + 10_000).mean() >= solved
 
 
 def load_record():

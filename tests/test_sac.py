@@ -262,3 +262,10 @@ def test_buffer_is_no_larger_than_needed(monkeypatch, size, expected):
     monkeypatch.setattr(sac.ReplayBuffer, "__init__", lambda self, *a: sizes.append(a[0]) or init(self, *a))
     sac.train(sac.Config(WIDE, **{**TINY, "total_timesteps": 200, "buffer_size": size}), report=quiet)
     assert sizes == [expected]
+
+
+@pytest.mark.learning
+def test_solves_pendulum():
+    config = sac.Config("Pendulum-v1", seed=11, total_timesteps=10_000)
+    agent = sac.train(config, report=quiet)
+    assert sac.evaluate(agent, config.env_id, 100, config.seed + 10_000).mean() >= -200
