@@ -109,7 +109,7 @@ EXPERIMENTS = [
             "One seed is lost, one is damaged: the TD error of a failure, near 50, lies where the Huber "
             "loss is linear, and its gradient counts no more than that of an error of 1."
         ),
-        settings=dict(reward_scale=1.0, initial_q=50.0),
+        settings=dict(reward_scale=1.0, initial_q=100.0),
     ),
     Experiment(
         "dqn",
@@ -130,10 +130,10 @@ EXPERIMENTS = [
     ),
     Experiment(
         "dqn",
-        "episodes not cut, no average",
-        "What are fresh starts, and the average of the last networks, worth?",
+        "half the horizon",
+        "Is a horizon of 50 steps, one second, enough?",
         "To be measured.",
-        settings=dict(max_episode_steps=0, averaging=0.0),
+        settings=dict(gamma=0.98, initial_q=5.0),
     ),
     Experiment(
         "dqn",
