@@ -2,10 +2,11 @@
 
 `python dqn.py` solves CartPole-v1: greedy return 500.0 of 500 after 72,000 steps.
 env.step -> ReplayBuffer.add -> ReplayBuffer.sample -> td_loss -> Adam -> target network
-
-Three settings help, and leave the algorithm as it is. Q starts where never failing would put it
-(initial_q): it need not climb there, and failures are the news. Scaled rewards keep these rare failures from
-being outliers to the Huber loss. And a bounded observation, such as an angle, is weighed by its bound.
+                                                                     -> average network
+Some settings help, and leave the algorithm as it is. Q starts where never failing would put it (initial_q):
+it need not climb there, and failures are the news. Scaled rewards keep these rare failures from being
+outliers to the Huber loss. A bounded observation, such as an angle, is weighed by its bound. Training
+episodes are cut, so that fresh starts keep coming, and an average over networks is what is returned.
 """
 # /// script
 # requires-python = ">=3.10"
@@ -42,16 +43,20 @@ class Config:
     train_frequency: int = 32  # environment steps per gradient step
     target_network_frequency: int = 1  # gradient steps per update of the target network
     tau: float = 0.1  # share of the way to the Q-network that an update goes; 1 copies it
+    averaging: float = 0.1  # the network returned is the mean over about this share of its steps; 0: the last
     start_e: float = 1.0  # epsilon, the probability of a random action, at first
     end_e: float = 0.05  # epsilon after annealing
     exploration_fraction: float = 0.1  # share of total_timesteps over which epsilon is annealed
+    max_episode_steps: int = 200  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
     double: bool = False  # Double DQN (van Hasselt et al. 2016)
 
     def __post_init__(self):
+        free = "seed", "learning_starts", "max_episode_steps"
+        shares = "gamma", "tau", "averaging", "start_e", "end_e", "exploration_fraction"
         for name, value in vars(self).items():
-            low = 1 if type(getattr(Config, name)) is int and name not in ("seed", "learning_starts") else 0
+            low = 1 if type(getattr(Config, name)) is int and name not in free else 0
             low = -np.inf if name == "initial_q" else low
-            high = 1 if name in ("gamma", "tau", "start_e", "end_e", "exploration_fraction") else np.inf
+            high = 1 if name in shares else np.inf
             if not isinstance(value, str) and not low <= value <= high:
                 raise ValueError(f"{name} is {value}, expected {low} to {high}")
 
@@ -115,6 +120,12 @@ def td_loss(q_network, target_network, batch, gamma, double=False):
     q_value = q_network(batch.obs).gather(1, batch.action.unsqueeze(1)).squeeze(1)  # (B,)
     return nn.functional.smooth_l1_loss(q_value, target)
 
+@torch.no_grad()
+def move(target, source, tau):
+    """Move all weights of `target` the share `tau` of the way to those of `source` (Polyak averaging)."""
+    for target_weight, weight in zip(target.state_dict().values(), source.state_dict().values()):
+        target_weight.lerp_(weight, tau)
+
 def print_progress(row):
     """Print a dict of figures on one line."""
     print(*(f"{k} {v:,}" if type(v) is int else f"{k} {v:.3g}" for k, v in row.items()), sep="  ", flush=True)
@@ -123,9 +134,13 @@ def train(config, report=print_progress, agent=None):
     """Train `agent` (None: a new one) and return it; `report` gets a dict of figures about once a second.
     FloatingPointError if an observation or the loss stops being finite."""
     agent = agent or QNetwork(config)
+    q_network = copy.deepcopy(agent)  # this one acts and learns, the agent is its average
     target_network = copy.deepcopy(agent).requires_grad_(False)
-    optimizer = torch.optim.Adam(agent.parameters(), fused=True)
-    envs = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(config.env_id, num_envs=config.num_envs))
+    optimizer = torch.optim.Adam(q_network.parameters(), fused=True)
+    limits = config.max_episode_steps, gym.make(config.env_id).spec.max_episode_steps
+    limit = {"max_episode_steps": min(filter(None, limits))} if any(limits) else {}
+    envs = gym.make_vec(config.env_id, num_envs=config.num_envs, **limit)
+    envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
     rng = np.random.default_rng(config.seed)
     obs, _ = envs.reset(seed=config.seed)
     buffer = ReplayBuffer(config.buffer_size, obs.shape[1])
@@ -136,7 +151,7 @@ def train(config, report=print_progress, agent=None):
         progress = step / config.total_timesteps
         epsilon = np.interp(progress, [0, config.exploration_fraction], [config.start_e, config.end_e])
         random_action = rng.integers(envs.single_action_space.n, size=config.num_envs)
-        action = np.where(rng.random(config.num_envs) < epsilon, random_action, agent.act(obs))
+        action = np.where(rng.random(config.num_envs) < epsilon, random_action, q_network.act(obs))
         next_obs, reward, terminated, truncated, _ = envs.step(action)
         if not np.isfinite(next_obs).all():
             raise FloatingPointError(f"an observation is not finite at step {step}")
@@ -149,7 +164,7 @@ def train(config, report=print_progress, agent=None):
         optimizer.param_groups[0]["lr"] = config.learning_rate * max(0, 1 - progress)
         while updates < (step - config.learning_starts) // config.train_frequency:
             batch = buffer.sample(config.batch_size, rng, config.device)
-            loss = td_loss(agent, target_network, batch, config.gamma, config.double)
+            loss = td_loss(q_network, target_network, batch, config.gamma, config.double)
             optimizer.zero_grad()
             loss.backward()
             if not torch.isfinite(loss):
@@ -157,8 +172,8 @@ def train(config, report=print_progress, agent=None):
             optimizer.step()
             updates += 1
             if updates % config.target_network_frequency == 0:
-                for target, weight in zip(target_network.state_dict().values(), agent.state_dict().values()):
-                    target.lerp_(weight, config.tau)
+                move(target_network, q_network, config.tau)
+            move(agent, q_network, 1 / max(1, config.averaging * updates))
 
         seconds = time.perf_counter() - start
         if seconds > reported + 1 or step >= config.total_timesteps:

@@ -130,6 +130,13 @@ EXPERIMENTS = [
     ),
     Experiment(
         "dqn",
+        "episodes not cut, no average",
+        "What are fresh starts, and the average of the last networks, worth?",
+        "To be measured.",
+        settings=dict(max_episode_steps=0, averaging=0.0),
+    ),
+    Experiment(
+        "dqn",
         "half the horizon",
         "Is a horizon of 50 steps, one second, enough?",
         "To be measured.",

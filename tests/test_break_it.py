@@ -15,7 +15,7 @@ from break_it import EXPERIMENTS, UNBROKEN, Experiment
 SHORT = "ShortCartPole-v0"  # episodes end by termination and by truncation
 TINY = {
     "dqn": dict(env_id=SHORT, total_timesteps=640, num_envs=4, hidden_size=16, batch_size=16,
-                learning_starts=100),
+                learning_starts=100, max_episode_steps=10),
     "ppo": dict(env_id=SHORT, total_timesteps=256, num_envs=4, num_steps=16, hidden_size=16,
                 learning_rate=0.03, update_epochs=4),
     "pofd": dict(total_timesteps=256, num_envs=4, num_steps=16, hidden_size=16, discriminator_steps=2),
@@ -115,7 +115,7 @@ def test_fingerprint_is_of_what_runs(monkeypatch, tmp_path):
 
     assert fingerprint("def main(", "def main(") == fingerprint("parser.exit(130)", "parser.exit(131)")
     assert fingerprint("def main(", "def main(") == fingerprint('"""Greedy actions', '"""The greedy actions')
-    assert fingerprint("def main(", "def main(") != fingerprint("gamma: float = 0.98", "gamma: float = 0.97")
+    assert fingerprint("def main(", "def main(") != fingerprint("gamma: float = 0.99", "gamma: float = 0.97")
 
 
 def test_an_interrupted_run_goes_on(monkeypatch, tmp_path, capsys):

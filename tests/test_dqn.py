@@ -140,6 +140,29 @@ def test_target_network_is_synchronised_by_gradient_steps(monkeypatch, tau, ever
             assert torch.allclose(weights, expected, atol=1e-7), (i, name)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.0])
+def test_the_agent_returned_is_an_average_of_networks(share, monkeypatch):
+    config = dqn.Config("CartPole-v1", **{**TINY, "total_timesteps": 240}, averaging=share)
+    agent, networks, move = dqn.QNetwork(config), [], dqn.move
+
+    def spy(target, source, tau):
+        if target is agent:
+            networks.append(copy.deepcopy(source.state_dict()))
+        move(target, source, tau)
+
+    monkeypatch.setattr(dqn, "move", spy)
+    assert dqn.train(config, report=lambda row: None, agent=agent) is agent
+    assert len(networks) == (240 - 200) // 4
+    mean = networks[0]
+    for n, network in enumerate(networks, 1):
+        weight = 1 / max(1, share * n)
+        mean = {name: (1 - weight) * mean[name] + weight * network[name] for name in mean}
+    for name, value in agent.state_dict().items():
+        assert torch.allclose(value, mean[name], atol=1e-6), name
+        if share == 0:
+            assert torch.equal(value, networks[-1][name])
+
+
 @pytest.mark.parametrize("fraction, start, end", [(0.5, 1.0, 0.1), (0.0, 1.0, 0.25), (1.0, 0.8, 0.0)])
 def test_epsilon_is_annealed_by_environment_step(monkeypatch, fraction, start, end):
     rows, moment = [], iter(range(0, 100_000, 10))
