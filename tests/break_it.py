@@ -249,14 +249,20 @@ EXPERIMENTS = [
         "pofd",
         "lambda 0",
         "Is it solved without the demonstrations?",
-        "PPO alone rarely meets the sparse reward: without it all advantages are noise (exploration).",
+        (
+            "All seeds are lost: PPO alone hardly ever meets the sparse reward, and without one all "
+            "advantages are noise (exploration)."
+        ),
         settings=dict(reward_lambda=0.0),
     ),
     Experiment(
         "pofd",
         "D learns before its reward is read",
         "Does the order matter?",
-        "It does not matter: GAIL has this order, and 20 steps of D per rollout move the reward little.",
+        (
+            "One seed of three is lost, at 200, and three can't tell whether the order did it: GAIL has it, "
+            "and D then judges a rollout that it has just been trained on."
+        ),
         edits=(
             ("d_optimizer.step()", "pass"),
             ("imitation = imitation_reward(discriminator(s[:-1], e))", UPDATE_D),
@@ -266,7 +272,10 @@ EXPERIMENTS = [
         "pofd",
         "opposite sign",
         "What if the agent is paid for looking unlike the demonstrations?",
-        "log D is never positive, a price for every step: to fall at once costs least.",
+        (
+            "All seeds are lost, without one payment in twenty episodes: log D is never positive, a price "
+            "for every step, so to fall at once costs least."
+        ),
         edits=(("r + config.reward_lambda * imitation", "r - config.reward_lambda * imitation"),),
     ),
     Experiment(
