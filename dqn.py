@@ -3,10 +3,11 @@
 `python dqn.py` solves CartPole-v1: greedy return 500.0 of 500 after 72,000 steps.
 env.step -> ReplayBuffer.add -> ReplayBuffer.sample -> td_loss -> Adam -> target network
                                                                      -> average network
-Some settings help, and leave the algorithm as it is. Q starts where never failing would put it (initial_q):
-it need not climb there, and failures are the news. Scaled rewards keep these rare failures from being
-outliers to the Huber loss. A bounded observation, such as an angle, is weighed by its bound. Training
-episodes are cut, so that fresh starts keep coming, and an average over networks is what is returned.
+
+Some settings are for CartPole, and leave the algorithm as it is. Q starts where never failing would put it
+(initial_q): it need not climb there, and failures are the news. A bounded observation, such as an angle, is
+weighed by its bound. Training episodes are cut, so that fresh starts keep coming, and an average over
+networks is what is returned. What each is worth: README.md, "Break it".
 """
 # /// script
 # requires-python = ">=3.10"
@@ -137,7 +138,7 @@ def train(config, report=print_progress, agent=None):
     q_network = copy.deepcopy(agent)  # this one acts and learns, the agent is its average
     target_network = copy.deepcopy(agent).requires_grad_(False)
     optimizer = torch.optim.Adam(q_network.parameters(), fused=True)
-    limits = config.max_episode_steps, gym.make(config.env_id).spec.max_episode_steps
+    limits = config.max_episode_steps, gym.make(config.env_id).spec.max_episode_steps  # 0, None: none
     limit = {"max_episode_steps": min(filter(None, limits))} if any(limits) else {}
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs, **limit)
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)

@@ -257,7 +257,7 @@ def train(config, report=print_progress, agent=None):
         discriminator = Discriminator(demo_obs, demo_action, config.hidden_size).to(config.device)
     d_optimizer = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, fused=True)
     rng = np.random.default_rng(config.seed)  # of the discriminator's minibatches
-    limits = config.max_episode_steps, gym.make(config.env_id).spec.max_episode_steps
+    limits = config.max_episode_steps, gym.make(config.env_id).spec.max_episode_steps  # 0, None: none
     limit = {"max_episode_steps": min(filter(None, limits))} if any(limits) else {}
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs, **limit)
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)

@@ -277,7 +277,7 @@ def train(config, report=print_progress, agent=None):
     target_entropy = (agent.scale.log() - 1).sum()  # -dim(A) for actions in [-1, 1], whatever the unit
     q_optimizer = torch.optim.Adam(critic.parameters(), fused=True)
     optimizer = torch.optim.Adam([*actor.parameters(), log_alpha], fused=True)
-    limits = config.max_episode_steps, gym.make(config.env_id).spec.max_episode_steps
+    limits = config.max_episode_steps, gym.make(config.env_id).spec.max_episode_steps  # 0, None: none
     limit = {"max_episode_steps": min(filter(None, limits))} if any(limits) else {}
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs, **limit)
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)

@@ -252,6 +252,17 @@ def test_training_episodes_are_truncated_by_the_shorter_limit(script, probe, lim
     assert rows[-1]["episodes"] == 4 * ((rows[-1]["step"] // 4 + 1) // (length + 1))  # one step is a reset
 
 
+@pytest.mark.parametrize("script, network", [("dqn", "QNetwork"), ("sac", "Actor")])
+def test_what_learns_acts_and_not_its_average(script, network, monkeypatch):
+    module, config = make(script)
+    agent, act, acted = getattr(module, network)(config), getattr(module, network).act, []
+    monkeypatch.setattr(
+        getattr(module, network), "act", lambda self, *args: acted.append(self) or act(self, *args)
+    )
+    assert module.train(config, report=lambda row: None, agent=agent) is agent
+    assert acted and all(network is acted[0] and network is not agent for network in acted)
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_evaluation_is_of_fresh_episodes(script, monkeypatch, capsys):
     module, seen = importlib.import_module(script), []
