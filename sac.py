@@ -255,12 +255,6 @@ def temperature_loss(log_alpha, log_prob, target_entropy):
     """-log alpha E[log pi(a|s) + target_entropy]: alpha falls while entropy is above its target (eq. 18)."""
     return -log_alpha * (log_prob.detach() + target_entropy).mean()
 
-@torch.no_grad()
-def move(target, source, tau):
-    """Move all weights of `target` the share `tau` of the way to those of `source` (Polyak averaging)."""
-    for target_weight, weight in zip(target.state_dict().values(), source.state_dict().values()):
-        target_weight.lerp_(weight, tau)
-
 def print_progress(row):
     """Print a dict of figures on one line."""
     print(*(f"{k} {v:,}" if type(v) is int else f"{k} {v:.3g}" for k, v in row.items()), sep="  ", flush=True)
@@ -324,8 +318,11 @@ def train(config, report=print_progress, agent=None):
                 (policy_loss + temperature_loss(log_alpha, log_prob, target_entropy)).backward()
                 optimizer.step()
                 critic.requires_grad_(True)
-                move(agent, actor, 1 / max(1, config.averaging * updates / config.policy_frequency))
-            move(target_critic, critic, config.tau)
+                share = 1 / max(1, config.averaging * updates / config.policy_frequency)
+                for average, weight in zip(agent.parameters(), actor.parameters()):
+                    average.data.lerp_(weight.data, share)
+            for target_weight, weight in zip(target_critic.parameters(), critic.parameters()):
+                target_weight.data.lerp_(weight.data, config.tau)
 
         seconds = time.perf_counter() - start
         if seconds > reported + 1 or step >= config.total_timesteps:

@@ -144,7 +144,7 @@ def weights(frame):
     for name, value in frame.f_locals.items():
         if isinstance(value, torch.nn.Module):
             found |= {f"{name}.{key}": tensor for key, tensor in value.state_dict(keep_vars=True).items()}
-        elif isinstance(value, torch.Tensor) and value.is_leaf and value.requires_grad:
+        elif type(value) is torch.Tensor and value.is_leaf and value.requires_grad:  # no network's Parameter
             found[name] = value
     return found
 

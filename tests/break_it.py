@@ -108,17 +108,7 @@ EXPERIMENTS = [
             "It does not matter: the TD error of a failure, near 100, lies where the Huber loss is "
             "linear, but the gradient of an error of 1 is enough."
         ),
-        settings=dict(reward_scale=1.0, initial_q=100.0),
-    ),
-    Experiment(
-        "dqn",
-        "Q starts at 0",
-        "What is the head start of Q worth?",
-        (
-            "One seed of five is damaged: Q climbs to 9.5 all the same, but it takes steps that are then "
-            "missing at the end."
-        ),
-        settings=dict(initial_q=0.0),
+        settings=dict(reward_scale=1.0),
     ),
     Experiment(
         "dqn",
@@ -132,13 +122,13 @@ EXPERIMENTS = [
     ),
     Experiment(
         "dqn",
-        "episodes not cut, no average",
-        "What are fresh starts, and the average of the last networks, worth?",
+        "episodes not cut",
+        "What are fresh starts worth?",
         (
             "These five seeds do without both: a failure that takes one seed in ten or fewer takes more "
             "seeds to see."
         ),
-        settings=dict(max_episode_steps=0, averaging=0.0),
+        settings=dict(max_episode_steps=0),
     ),
     Experiment(
         "dqn",
@@ -148,7 +138,7 @@ EXPERIMENTS = [
             "It matters little to these five seeds: one is 2 below the best. Q at the start is 5.3 to "
             "5.6, above its bound of 5, so a cart that drifts slowly looks as good as one that stands."
         ),
-        settings=dict(gamma=0.98, initial_q=5.0),
+        settings=dict(gamma=0.98),
     ),
     Experiment(
         "dqn",

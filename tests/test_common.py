@@ -30,11 +30,11 @@ def demonstrations(obs_dim):
 TINY = {
     "dqn": (
         dict(total_timesteps=640, num_envs=4, hidden_size=16, batch_size=16, learning_starts=100,
-             buffer_size=200),
+             buffer_size=200, learning_rate=2e-2),
         dict(seed=2, total_timesteps=600, num_envs=8, hidden_size=8, learning_rate=1e-2, reward_scale=1.0,
-             initial_q=0.0, gamma=0.5, buffer_size=50, batch_size=8, learning_starts=200, train_frequency=8,
+             gamma=0.5, buffer_size=50, batch_size=8, learning_starts=200, train_frequency=8,
              target_network_frequency=3, tau=1.0, start_e=0.5, end_e=0.5, exploration_fraction=0.9,
-             double=True, averaging=0.0, max_episode_steps=3, env_id="Acrobot-v1"),
+             double=True, max_episode_steps=3, env_id="Acrobot-v1"),
     ),
     "ppo": (
         dict(total_timesteps=128, num_envs=4, num_steps=16, hidden_size=16),
@@ -252,15 +252,20 @@ def test_training_episodes_are_truncated_by_the_shorter_limit(script, probe, lim
     assert rows[-1]["episodes"] == 4 * ((rows[-1]["step"] // 4 + 1) // (length + 1))  # one step is a reset
 
 
-@pytest.mark.parametrize("script, network", [("dqn", "QNetwork"), ("sac", "Actor")])
-def test_what_learns_acts_and_not_its_average(script, network, monkeypatch):
+NETWORKS = {"dqn": "QNetwork", "ppo": "ActorCritic", "pofd": "ActorCritic", "sac": "Actor"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_learns_acts(script, monkeypatch):
+    """One network acts throughout: the agent that is returned, or, in sac.py, the one that it averages."""
     module, config = make(script)
-    agent, act, acted = getattr(module, network)(config), getattr(module, network).act, []
+    network = getattr(module, NETWORKS[script])
+    agent, act, acted = network(config), network.act, []
     monkeypatch.setattr(
-        getattr(module, network), "act", lambda self, *args: acted.append(self) or act(self, *args)
+        network, "act", lambda self, *args, **options: acted.append(self) or act(self, *args, **options)
     )
     assert module.train(config, report=lambda row: None, agent=agent) is agent
-    assert acted and all(network is acted[0] and network is not agent for network in acted)
+    assert acted and all(one is acted[0] for one in acted) and (acted[0] is agent) == (script != "sac")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

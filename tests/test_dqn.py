@@ -20,7 +20,6 @@ TINY = dict(
     train_frequency=4,
     tau=0.2,
     reward_scale=1.0,
-    initial_q=0.0,
     learning_rate=1e-2,
     exploration_fraction=0.3,
 )
@@ -140,29 +139,6 @@ def test_target_network_is_synchronised_by_gradient_steps(monkeypatch, tau, ever
             assert torch.allclose(weights, expected, atol=1e-7), (i, name)
 
 
-@pytest.mark.parametrize("share", [0.5, 0.0])
-def test_the_agent_returned_is_an_average_of_networks(share, monkeypatch):
-    config = dqn.Config("CartPole-v1", **{**TINY, "total_timesteps": 240}, averaging=share)
-    agent, networks, move = dqn.QNetwork(config), [], dqn.move
-
-    def spy(target, source, tau):
-        if target is agent:
-            networks.append(copy.deepcopy(source.state_dict()))
-        move(target, source, tau)
-
-    monkeypatch.setattr(dqn, "move", spy)
-    assert dqn.train(config, report=lambda row: None, agent=agent) is agent
-    assert len(networks) == (240 - 200) // 4
-    mean = networks[0]
-    for n, network in enumerate(networks, 1):
-        weight = 1 / max(1, share * n)
-        mean = {name: (1 - weight) * mean[name] + weight * network[name] for name in mean}
-    for name, value in agent.state_dict().items():
-        assert torch.allclose(value, mean[name], atol=1e-6), name
-        if share == 0:
-            assert torch.equal(value, networks[-1][name])
-
-
 @pytest.mark.parametrize("fraction, start, end", [(0.5, 1.0, 0.1), (0.0, 1.0, 0.25), (1.0, 0.8, 0.0)])
 def test_epsilon_is_annealed_by_environment_step(monkeypatch, fraction, start, end):
     rows, moment = [], iter(range(0, 100_000, 10))
@@ -277,7 +253,6 @@ def test_bounded_observations_are_weighed_by_their_bound(env_id, bounds):
     plain = nn.Linear(len(bounds), agent[0].out_features).weight.detach().numpy()
     factor = [4.8 / bound if bound else 1 for bound in bounds]
     assert agent[0].weight.detach().numpy() == pytest.approx(plain * factor, rel=1e-4)
-    assert (agent[-1].bias == dqn.Config.initial_q).all()
     assert [type(layer).__name__ for layer in agent] == ["Linear", "LayerNorm", "ReLU"] * 2 + ["Linear"]
 
 

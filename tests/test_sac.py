@@ -137,24 +137,24 @@ def test_polyak_after_every_update(monkeypatch):
 
 @pytest.mark.parametrize("share", [0.5, 0.0])
 def test_the_agent_returned_is_an_average_of_actors(share, monkeypatch):
-    actors, move = [], sac.move
+    config = sac.Config(WIDE, **{**TINY, "total_timesteps": 180, "train_frequency": 4}, averaging=share)
+    names = [name for name, _ in sac.Actor(config).named_parameters()]
+    actors, step = [], torch.optim.Adam.step
 
-    def spy(target, source, tau):
-        if isinstance(target, sac.Actor):
-            actors.append(copy.deepcopy(source.state_dict()))
-        move(target, source, tau)
+    def spy(self, *args):
+        step(self, *args)
+        *weights, last = self.param_groups[0]["params"]
+        if last.dim() == 0:  # the temperature, which is the actor's last
+            actors.append({name: weight.detach().clone() for name, weight in zip(names, weights)})
 
-    monkeypatch.setattr(sac, "move", spy)
-    agent = sac.train(
-        sac.Config(WIDE, **{**TINY, "total_timesteps": 180, "train_frequency": 4}, averaging=share),
-        report=quiet,
-    )
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    agent = sac.train(config, report=quiet)
     assert len(actors) == 10  # 80 steps after the warm-up, 20 of the critics, one for each second of these
     mean = actors[0]
     for n, actor in enumerate(actors, 1):
         weight = 1 / max(1, share * n)
         mean = {name: (1 - weight) * mean[name] + weight * actor[name] for name in mean}
-    for name, value in agent.state_dict().items():
+    for name, value in agent.named_parameters():
         assert torch.allclose(value, mean[name], atol=1e-6), name
         if share == 0:
             assert torch.equal(value, actors[-1][name])
