@@ -119,6 +119,7 @@ register("DictObservation", Spaces, observation_space=gym.spaces.Dict(a=FLAT), a
 register("DiscreteObservation", Spaces, observation_space=DISCRETE, action_space=DISCRETE)
 register("MultiDiscreteAction", Spaces, observation_space=FLAT, action_space=gym.spaces.MultiDiscrete([2, 3]))
 register("DiscreteFromOne", Spaces, observation_space=FLAT, action_space=gym.spaces.Discrete(2, start=1))
+register("MatrixAction", Spaces, observation_space=FLAT, action_space=gym.spaces.Box(-1, 1, (2, 2)))
 register(
     "UnboundedAction", Spaces, observation_space=FLAT, action_space=gym.spaces.Box(-np.inf, np.inf, (1,))
 )

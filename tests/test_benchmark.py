@@ -256,8 +256,9 @@ def test_settings_of_all_tasks_fit_the_scripts():
     for name in [*benchmark.TASKS, *benchmark.SIZES]:
         module, config = benchmark.load(name, 301)
         assert config.seed == 301 and module.__name__ == name[: len(module.__name__)]
-    _, tenfold = benchmark.load("pofd/double, lambda x 10", 301)
-    assert tenfold.reward_lambda == 10 * pofd.Config.reward_lambda
+    for task in "pofd/single", "pofd/double":
+        ours, tenfold = (benchmark.load(name, 301)[1] for name in (task, f"{task}, lambda x 10"))
+        assert tenfold.reward_lambda == pytest.approx(10 * ours.reward_lambda)
 
 
 @pytest.mark.parametrize("task", benchmark.PEERS)

@@ -4,11 +4,14 @@ import ast
 import dataclasses
 import hashlib
 import importlib
+import io
+import itertools
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +64,13 @@ TINY = {
              noise_correlation=0.0, max_episode_steps=3, env_id="MountainCarContinuous-v0"),
     ),
 }  # fmt: skip
+LAST_MINIBATCH = ["policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"]
+FIGURES = {  # of each row of the report, between those of the episodes and the seconds
+    "dqn": ["td_loss", "epsilon"],
+    "ppo": LAST_MINIBATCH,
+    "pofd": [*LAST_MINIBATCH, "discriminator_loss", "imitation_reward"],
+    "sac": ["critic_loss", "actor_loss", "alpha"],
+}
 SCRIPTS = sorted(TINY)
 BOX_ONLY = ("sac", "pofd")
 OTHER = {"dqn": "ppo", "ppo": "dqn", "sac": "dqn", "pofd": "dqn"}
@@ -98,6 +108,12 @@ def run(script, argv, capsys):
         status = exit_.code or 0
     output = capsys.readouterr()
     return status, output.out, output.err
+
+
+def clock(module, monkeypatch, tick):
+    """From now on `module` reads a clock that goes on by `tick` seconds at each look."""
+    looks = itertools.count(100.0, tick)
+    monkeypatch.setattr(module, "time", types.SimpleNamespace(perf_counter=lambda: next(looks)))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -195,6 +211,32 @@ def test_every_flag_reaches_its_setting(script, monkeypatch):
     assert seen.pop() == module.Config()
 
 
+SHARES = (
+    "gamma gae_lambda tau averaging start_e end_e exploration_fraction end_learning_rate noise_correlation"
+)
+LIMITS = dict.fromkeys(SHARES.split(), (0.0, 1.0)) | {"alpha": (1e-30, np.inf)}
+LIMITS |= dict.fromkeys(("seed", "learning_starts", "max_episode_steps"), (0, np.inf))
+LIMITS |= {"num_minibatches": (1, 60)}  # half of 6 steps of 20 environments
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_limits_of_every_setting(script):
+    """Accepted up to each limit, refused past it, and refused by name; counts begin at 1, amounts at 0."""
+    Config, rollout = importlib.import_module(script).Config, {}
+    if script in ("ppo", "pofd"):
+        rollout = {"num_envs": 20, "num_steps": 7, "num_minibatches": 1}
+    for field in dataclasses.fields(Config):
+        if field.type in (int, float):
+            low, high = LIMITS.get(field.name, (int(field.type is int), np.inf))
+            least = 2 if field.name == "num_steps" else low  # every other step can be a reset
+            for value in {least, min(high, 10**9)}:
+                assert getattr(Config(**{**rollout, field.name: value}), field.name) == value
+            for value in (np.nextafter(low, -np.inf), np.nextafter(high, np.inf), low - 1, high + 1, np.nan):
+                if not low <= value <= high:
+                    with pytest.raises(ValueError, match=f"^{field.name} is {value}, expected "):
+                        Config(**{**rollout, field.name: value})
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_config_is_frozen(script):
     _, config = make(script)
@@ -226,7 +268,78 @@ def test_rows_of_the_report(script):
     last = rows[-1]
     assert last["step"] >= config.total_timesteps and last["episodes"] >= 0 and last["seconds"] > 0
     assert all(isinstance(value, (int, float)) for value in last.values())
-    assert any("loss" in name for name in last) and list(last)[:3] == ["step", "episodes", "return"]
+    assert list(last) == ["step", "episodes", "return", *FIGURES[script], "seconds"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_reports_about_once_a_second_and_at_the_end(script, monkeypatch):
+    """Half a second between two looks at the clock: more than one second is every third look."""
+    settings = {"total_timesteps": 640, "update_epochs": 1} if script in ("ppo", "pofd") else {}
+    (module, config), rows = make(script, **settings), []
+    clock(module, monkeypatch, 0.5)
+    module.train(config, report=rows.append)
+    loop = config.num_envs * getattr(config, "num_steps", 1)
+    third, end = 3 * loop, config.total_timesteps
+    assert [row["step"] for row in rows] == [*range(third, end, third), end]
+    assert [row["seconds"] for row in rows] == [0.5 * row["step"] / loop for row in rows]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_reported_return_is_the_mean_of_whole_episodes(script):
+    """Lengths: 2 to 8 steps that pay 1 each, whatever the scale for learning; no episode yet: NaN."""
+    last = {}
+    for name in "Lengths", "Endless":
+        settings = {"env_id": f"probes:{name}{'Box' * (script in BOX_ONLY)}-v0", "total_timesteps": 192}
+        settings |= {"demo": demonstrations(2)} if script == "pofd" else {}
+        module, config = make(script, **settings, seed=5, reward_scale=0.5)
+        module.train(config, report=lambda row, name=name: last.update({name: row}))
+    returns, steps = [], 192 // config.num_envs
+    for env in range(config.num_envs):
+        rng, now = np.random.default_rng(5 + env), -1  # a reset, the first one too, takes a step
+        while (now := now + 1 + (length := int(rng.integers(2, 9)))) <= steps:
+            returns.append(length)
+    assert len(returns) < 100  # the mean is over the last hundred
+    assert last["Lengths"]["episodes"] == len(returns)
+    assert last["Lengths"]["return"] == pytest.approx(np.mean(returns))
+    assert last["Endless"]["episodes"] == 0 and np.isnan(last["Endless"]["return"])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_progress_is_one_line_at_once(script, monkeypatch):
+    """Counts in full, other numbers to three digits; flushed, so that it is seen through a pipe, too."""
+
+    class Pipe(io.StringIO):
+        through = ""
+
+        def flush(self):
+            self.through = self.getvalue()
+
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    importlib.import_module(script).print_progress({"step": 12_345, "return": 1.23456, "loss": -1e-7})
+    assert sys.stdout.through == "step 12,345  return 1.23  loss -1e-07\n"
+
+
+@pytest.mark.parametrize("script", ["ppo", "pofd"])
+def test_figures_are_those_of_the_last_minibatch(script, monkeypatch):
+    module, config = make(script, learning_rate=0.05, ent_coef=0.1)
+    rows, seen, surrogate, mse = [], [], module.clipped_surrogate, torch.nn.functional.mse_loss
+    monkeypatch.setattr(
+        module, "clipped_surrogate", lambda *args: seen.append([*args, surrogate(*args)]) or seen[-1][-1]
+    )
+    monkeypatch.setattr(
+        torch.nn.functional, "mse_loss", lambda *args: seen[-1].append(mse(*args)) or seen[-1][-1]
+    )
+    module.train(config, report=rows.append)
+    log_prob, old_log_prob, _, clip_coef, policy_loss, value_loss = seen[-1]
+    log_ratio = (log_prob - old_log_prob).detach().double().numpy()
+    ratio = np.exp(log_ratio)
+    expected = {"policy_loss": policy_loss.item(), "value_loss": value_loss.item()}
+    expected["approx_kl"] = np.mean(ratio - 1 - log_ratio)
+    expected["clip_fraction"] = np.mean(abs(ratio - 1) > config.clip_coef)
+    assert {name: rows[-1][name] for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert (
+        clip_coef == config.clip_coef and 0 < expected["clip_fraction"] < 1 and expected["approx_kl"] > 1e-3
+    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -242,7 +355,8 @@ def test_evaluate_counts_one_episode_each(script):
 
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "ppo"])
 @pytest.mark.parametrize(
-    "probe, limit, length", [("Limited", 0, 5), ("Limited", 3, 3), ("Limited", 200, 5), ("Endless", 3, 3)]
+    "probe, limit, length",
+    [("Limited", 0, 5), ("Limited", 3, 3), ("Limited", 200, 5), ("Endless", 3, 3), ("Endless", 0, 10_000)],
 )
 def test_training_episodes_are_truncated_by_the_shorter_limit(script, probe, limit, length):
     env_id, rows = f"probes:{probe}{'Box' * (script in BOX_ONLY)}-v0", []
@@ -269,14 +383,41 @@ def test_what_learns_acts(script, monkeypatch):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_evaluation_is_of_fresh_episodes(script, monkeypatch, capsys):
+def test_evaluation_is_of_fresh_episodes(script, monkeypatch, capsys, tmp_path):
     module, seen = importlib.import_module(script), []
+    monkeypatch.chdir(tmp_path)
+    clock(module, monkeypatch, 2.5)
     monkeypatch.setattr(module, "train", lambda *_, **__: None)
     monkeypatch.setattr(module, "evaluate", lambda *args: seen.append(args[1:]) or np.array([1.0, 4.0]))
     status, out, _ = run(script, flags(script, seed=3), capsys)
     env_id = make(script)[1].env_id
     assert status == 0 and seen == [(env_id, 20 if script in ("pofd", "sac") else 100, 10_003)]
     assert out.startswith(f"{script}.py {env_id} seed 3: return 2.5 +- 1.5 (min 1) over 2 episodes, ")
+    assert out.endswith(" steps, 2.5 s\n") and out.count("\n") == 1
+    assert not list(tmp_path.iterdir())  # without --save nothing is written
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_save_takes_a_bare_file_name(script, monkeypatch, tmp_path, capsys):
+    module = importlib.import_module(script)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "train", lambda *_, **__: None)
+    monkeypatch.setattr(module, "evaluate", lambda *_: np.zeros(2))
+    assert run(script, [*flags(script), "--save", "agent.pt"], capsys)[0] == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["agent.pt"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_names_every_flag_and_its_default(script, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    status, out, err = run(script, ["--help"], capsys)
+    text = " ".join(out.split())
+    assert status == 0 and err == "" and text.startswith("options: -h")
+    for field in dataclasses.fields(importlib.import_module(script).Config):
+        value = "" if field.type is bool else field.name.upper()
+        line = f"--{field.name.replace('_', '-')} {value} default: {field.default}".split()
+        assert " ".join(line) + " --" in text
+    assert "--save SAVE file for weights" in text and "--load LOAD such a file: evaluate it" in text
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -346,6 +487,17 @@ def test_networks_begin_orthogonal_and_the_policy_near_its_middle(script):
     assert (agent.log_std == 0).all()
 
 
+@pytest.mark.parametrize("script", ["ppo", "pofd"])
+@pytest.mark.parametrize("mean, bound", [(-100.0, -2.0), (100.0, 6.0)])
+def test_greedy_actions_are_clipped_and_drawn_ones_are_not(script, mean, bound):
+    module, config = make(script, env_id="probes:WideBox-v0")  # actions in [-2, 6]
+    agent = module.ActorCritic(config)
+    agent.actor[-1].bias.data.fill_(mean)
+    assert (agent.act(np.zeros((5, 2))) == np.full((5, 1), bound, np.float32)).all()
+    drawn = agent.act(np.zeros((5, 2)), greedy=False)
+    assert drawn.dtype == np.float32 and drawn.shape == (5, 1) and (np.abs(drawn - mean) < 10).all()
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_evaluate_returns_one_number_an_episode(script):
     module, config = make(script)
@@ -378,6 +530,7 @@ def bad_input(script):
         ["--env-id", "probes:DictObservation-v0"],
         ["--env-id", "probes:DiscreteObservation-v0"],
         ["--env-id", "probes:MultiDiscreteAction-v0"],
+        ["--env-id", "probes:MatrixAction-v0"],
         ["--env-id", "CartPole-v1" if box else "probes:DiscreteFromOne-v0"],
         ["--save", "no/such/folder/x.pt"],
         ["--save", "."],
@@ -386,6 +539,8 @@ def bad_input(script):
     )
     if not torch.cuda.is_available():
         yield ["--device", "cuda"]
+    if script == "sac":
+        yield ["--env-id", "probes:UnboundedAction-v0"]
     if script == "dqn":
         yield from (
             ["--env-id", "Pendulum-v1"],
@@ -409,12 +564,15 @@ def test_bad_input_gets_one_line_and_status_2(script, capsys, tmp_path, monkeypa
     for argv in bad_input(script):
         status, out, err = run(script, argv, capsys)
         lines = [line for line in err.splitlines() if "Warn" not in line and "logger.warn" not in line]
-        assert status == 2 and out == "", argv
+        assert status == 2 and out == "" and ("checkpoint" in err) == ("--load" in argv), argv
+        assert "probes:" not in argv[-1] or f"error: {argv[1]} has " in err and ", expected " in err, err
         assert len(lines) == 1 and lines[0].startswith(f"{script}.py: error: ") and len(lines[0]) > 25, (
             argv,
             err,
         )
     assert list(tmp_path.iterdir()) == []
+    line = f"{script}.py: error: gamma is 1.5, expected 0 to 1\n"
+    assert run(script, ["--gamma", "1.5"], capsys) == (2, "", line)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -1,6 +1,7 @@
 """The pendulums of sac.py and pofd.py: equal to pybullet_envs_gymnasium's to the last bit."""
 
 import importlib
+import sys
 import warnings
 from pathlib import Path
 
@@ -17,6 +18,19 @@ DENSE = ["InvertedPendulumPyBulletEnv-v0", "InvertedDoublePendulumPyBulletEnv-v0
 
 def pendulums(module, num_envs, double, **kwargs):
     return importlib.import_module(module).PendulumVectorEnv(num_envs, double, **kwargs)
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Both scripts register the same ids, and the last one imported has them: import `module` (once more)."""
+
+    def again(module):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
+
+    return again
 
 
 class Reference:
@@ -82,10 +96,12 @@ def test_dense_reward_equals_the_reference(double):
 
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("env_id", IDS + DENSE)
-def test_check_env_and_spec(module, env_id):
+def test_check_env_and_spec(module, env_id, register):
     if module == "pofd" and env_id in DENSE:
         pytest.skip("the dense ones are sac.py's alone")
+    script = register(module)
     env = gym.make(f"{module}:{env_id}")
+    assert type(env.unwrapped) is script.PendulumEnv
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         check_env(env.unwrapped, skip_render_check=True)
@@ -94,15 +110,16 @@ def test_check_env_and_spec(module, env_id):
     assert env.observation_space.shape == (9 if double else 5,) and env.observation_space.dtype == np.float32
     assert env.action_space == gym.spaces.Box(-1, 1, (1,))
     assert env.spec.max_episode_steps == 1000
-    if env_id in IDS:
-        assert env.spec.reward_threshold == (950 if double else 475)
+    thresholds = (475, 950) if env_id in IDS else (950, 9100)
+    assert env.spec.reward_threshold == thresholds[double]
 
 
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("env_id", IDS)
-def test_rules_of_the_sparse_rewards(module, env_id):
-    double = "Double" in env_id
+def test_rules_of_the_sparse_rewards(module, env_id, register):
+    double, script = "Double" in env_id, register(module)
     envs = gym.make_vec(f"{module}:{env_id}", num_envs=6)
+    assert type(envs) is script.PendulumVectorEnv
     obs, _ = envs.reset(seed=5)
     assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.NEXT_STEP
     assert (obs[:, :2] == 0).all() and (obs[:, -1] == 0).all()  # the cart in the middle, everything at rest
@@ -171,17 +188,64 @@ def test_many_in_one_world_move_like_one_alone(module, double):
                     break
 
 
-@pytest.mark.skipif("sac" not in MODULES, reason="no sac.py")
-def test_rgb_array_needs_no_screen():
-    for double, sparse in ((False, False), (False, True), (True, False), (True, True)):
-        env = importlib.import_module("sac").PendulumEnv(double, sparse, render_mode="rgb_array")
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("env_id", IDS + DENSE)
+def test_the_one_of_gym_make_is_a_vectors_only_one(module, env_id, register):
+    """The same starts, with a seed and without, motion, reward and end; past its end it runs on."""
+    if module == "pofd" and env_id in DENSE:
+        pytest.skip("the dense ones are sac.py's alone")
+    register(module)
+    one = gym.make(f"{module}:{env_id}").unwrapped
+    many = pendulums(module, 1, "Double" in env_id, **({"sparse": False} if env_id in DENSE else {}))
+    actions, ends = np.random.default_rng(3).uniform(-1, 1, (3, 60, 1)), 0
+    for seed, pushes in zip((7, None, 8), actions):
+        assert (one.reset(seed=seed)[0] == many.reset(seed=seed)[0][0]).all()
+        for action in pushes:
+            many.done[:] = False
+            obs, reward, terminated, truncated, _ = one.step(action)
+            expected = many.step(action[None])
+            assert (obs == expected[0][0]).all() and type(reward) is float and type(terminated) is bool
+            assert [reward, terminated, truncated] == [expected[1][0], expected[2][0], False]
+            ends += terminated
+        assert reward != 0 or env_id not in DENSE
+    assert ends > 10
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_worlds_are_apart_and_hold_nothing_but_pendulums(module):
+    bullet = importlib.import_module(module).pybullet
+    several = [
+        pendulums(module, num_envs, double) for num_envs, double in ((3, False), (2, True), (4, False))
+    ]
+    assert len({envs.world["physicsClientId"] for envs in several}) == 3
+    assert [bullet.getNumBodies(**envs.world) for envs in several] == [3, 2, 4]
+    for envs in several:
+        bases = [bullet.getBasePositionAndOrientation(body, **envs.world)[0] for body in envs.bodies]
+        assert np.diff([base[1] for base in bases]) == pytest.approx(np.ones(len(bases) - 1))
+    world = several.pop(0).world
+    assert not bullet.isConnected(**world)  # nothing of it is left once it is not needed
+    assert all(bullet.isConnected(**envs.world) for envs in several)
+
+
+@pytest.mark.parametrize("env_id", IDS + DENSE)
+def test_rgb_array_needs_no_screen(env_id, register):
+    """The cart moves in it, and the picture is the same whichever script draws it."""
+    pictures = []
+    for module in [name for name in MODULES if name == "sac" or env_id in IDS]:
+        register(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Gymnasium's, of a mode that is not announced
+            env = gym.make(f"{module}:{env_id}", render_mode="rgb_array").unwrapped
         env.reset(seed=0)
         first = env.render()
         for _ in range(15):
             env.step(np.array([1.0], np.float32))
         image = env.render()
-        assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+        assert env.render_mode == "rgb_array"
+        assert image.dtype == np.uint8 and image.shape == (240, 320, 3)
         assert image.std() > 5 and (image != first).any()
+        pictures.append(image)
+    assert all((picture == pictures[0]).all() for picture in pictures)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -50,6 +50,25 @@ def test_finite_at_large_logits():
     assert torch.isfinite(pofd.imitation_reward(far)).all()
 
 
+def test_discriminator_sees_observations_on_the_demonstrations_scale():
+    """Each column by its own mean and deviation, cut off at 10; actions as they are; D is 1/2 at first."""
+    demo_obs = torch.tensor([[1.0, -300.0, 5.0], [3.0, 100.0, 5.0]])  # the last one never changes
+    discriminator = pofd.Discriminator(demo_obs, torch.zeros(2, 1), 16)
+    obs, action = torch.tensor([[4.0, -500.0, 5.0], [200.0, -5_000.0, 5.0]]), torch.tensor([[0.7], [-30.0]])
+    assert discriminator(obs, action).shape == (2,)
+    assert discriminator(obs, action).sigmoid().detach().numpy() == pytest.approx(np.full(2, 0.5), abs=0.05)
+    discriminator.net = torch.nn.Identity()
+    expected = [[2.0, -2.0, 0.0, 0.7], [10.0, -10.0, 0.0, -30.0]]
+    assert discriminator(obs, action).numpy() == pytest.approx(np.array(expected), abs=1e-5)
+
+
+def test_demonstrations_are_found_beside_the_script(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for env_id in SINGLE, f"pofd:{SINGLE}":
+        assert Path(pofd.Config(env_id).demo_path).samefile(TOP / "demos" / f"{SINGLE}.npz")
+    assert pofd.Config(demo="x.npz").demo_path == "x.npz"
+
+
 def write(path, **changes):
     rng = np.random.default_rng(0)
     arrays = dict(observations=rng.normal(size=(20, 5)), actions=rng.uniform(-2, 2, (20, 1)))
@@ -218,7 +237,7 @@ def test_lambda_zero_does_not_look_at_the_demonstrations(tmp_path):
 def test_lambda_zero_is_ppo_on_the_environments_reward():
     """The same weights as ppo.py, to the last bit."""
     same = {f.name for f in pofd.fields(ppo.Config)} & {f.name for f in pofd.fields(pofd.Config)}
-    config = pofd.Config(**TINY, reward_lambda=0.0, reward_scale=0.1)
+    config = pofd.Config(**TINY, reward_lambda=0.0, reward_scale=0.1, ent_coef=0.1)
     theirs = ppo.Config(**{name: getattr(config, name) for name in same})
     a, b = (module.train(c, report=quiet) for module, c in ((pofd, config), (ppo, theirs)))
     assert all((p == q).all() for p, q in zip(a.parameters(), b.parameters(), strict=True))
@@ -274,13 +293,12 @@ def test_imitation_reward_is_added_lambda_times(monkeypatch):
     settings |= dict(discriminator_learning_rate=0.0, reward_lambda=2.0)
     pofd.train(pofd.Config(**{**TINY, **settings}), report=quiet)
     paid = seen[0][::2]  # one step an episode, then a reset
-    assert (paid > 0.5).all() and paid.numpy() == pytest.approx(
-        np.full(paid.shape, 0.5 + 2 * np.log(2)), abs=0.1
-    )
+    assert paid.dtype == torch.float32 and (paid > 0.5).all()
+    assert paid.numpy() == pytest.approx(np.full(paid.shape, 0.5 + 2 * np.log(2)), abs=0.1)
 
 
 DOUBLE = dict(env_id="InvertedDoublePendulumPyBulletSparseEnv-v0", total_timesteps=79_872)
-DOUBLE |= dict(max_episode_steps=200, reward_scale=0.05)  # the README's flags
+DOUBLE |= dict(reward_scale=0.05, reward_lambda=0.03)  # the README's flags
 
 
 @pytest.mark.learning

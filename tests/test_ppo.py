@@ -194,7 +194,7 @@ def test_what_is_learned_from(monkeypatch):
     agent = ppo.ActorCritic(ppo.Config("probes:Alternating-v0"))
     agent.critic = critic
     config = ppo.Config(
-        "probes:Alternating-v0", num_envs=2, num_steps=10, total_timesteps=20, reward_scale=1.0
+        "probes:Alternating-v0", num_envs=2, num_steps=10, total_timesteps=20, reward_scale=0.5
     )
     calls = []
     monkeypatch.setattr(ppo, "clipped_surrogate", lambda *args: calls.append(args) or args[0].mean())
@@ -205,11 +205,12 @@ def test_what_is_learned_from(monkeypatch):
     )  # the observation's step number; 3 is an episode's last one
     episode = torch.tensor([0] * 4 + [1] * 4 + [2] * 2)
     assert (value == (step + 10 * episode)[:, None]).all()
+    assert reward.dtype == value.dtype == advantage.dtype == torch.float32
     stored = step < 3
     assert (
         next_value[stored] == (step + 1 + 10 * episode)[stored][:, None]
     ).all()  # the true last observation
-    assert (reward[stored] == (step == 2)[stored][:, None]).all()
+    assert (reward[stored] == 0.5 * (step == 2)[stored][:, None]).all()
     assert (done[stored].bool() == (step == 2)[stored][:, None]).all()
     assert (terminated[stored].bool() == ((step == 2) & (episode % 2 == 0))[stored][:, None]).all()
     assert sum(len(log_prob) for log_prob, *_ in calls) == config.update_epochs * int(stored.sum()) * 2

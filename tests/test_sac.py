@@ -77,6 +77,41 @@ def test_two_critics_are_two_networks():
     assert torch.equal(after[0], before[0]) and not torch.allclose(after[1], before[1])
 
 
+def test_actor_has_two_hidden_layers():
+    layers = sac.Actor(sac.Config(WIDE, **TINY)).layers
+    assert [type(layer).__name__ for layer in layers] == ["Linear", "ReLU"] * 2 + ["Linear"]
+    assert [tuple(layer.weight.shape) for layer in layers[::2]] == [(16, 2), (16, 16), (2, 16)]
+
+
+def test_critics_begin_like_linear_layers():
+    """Weights and biases uniform between plus and minus 1 / sqrt(inputs), and no two networks alike."""
+    config = sac.Config(WIDE, **{**TINY, "hidden_size": 400})
+    critic = sac.Critic(sac.Actor(config), config)
+    for weights, biases, inputs in zip(critic.weights, critic.biases, (3, 400, 400)):
+        for first, second in (weights, biases):
+            assert not torch.equal(first, second)
+        for values in (weights, biases):
+            share = values.detach() * inputs**0.5
+            assert share.abs().max() <= 1 + 1e-6
+            if values.numel() > 100:
+                assert share.min() < -0.95 and share.max() > 0.95 and share.mean().abs() < 0.1
+                assert share.std().item() == pytest.approx(3**-0.5, rel=0.1)
+
+
+def test_replay_buffer_keeps_the_latest():
+    buffer, count = sac.ReplayBuffer(5, 2, 1), np.arange(8.0)
+    for n in (count[:3], count[3:6], count[6:]):
+        buffer.add(np.stack([n, -n], 1), n[:, None] / 8, 10 * n, np.stack([n + 1, n], 1), n % 2 == 0)
+    drawn = buffer.sample(1_000, np.random.default_rng(0))
+    n = drawn.obs[:, 0]
+    kept, counts = torch.unique(n, return_counts=True)
+    assert kept.tolist() == [3, 4, 5, 6, 7] and counts.min() > 150
+    assert (drawn.obs[:, 1] == -n).all() and (drawn.action == n[:, None] / 8).all()
+    assert (drawn.reward == 10 * n).all() and (drawn.terminated == (n % 2 == 0)).all()
+    assert (drawn.next_obs == torch.stack([n + 1, n], 1)).all()
+    assert [column.dtype for column in drawn] == [torch.float32] * 4 + [torch.bool]
+
+
 @pytest.mark.parametrize("terminated", [0.0, 1.0])
 def test_critic_loss_by_hand(terminated):
     actor, critic, target = networks()
