@@ -1,10 +1,11 @@
 """DQN (Mnih et al. 2015, doi:10.1038/nature14236): learn Q(s, a) from replayed transitions, act greedily.
 
-`python dqn.py` solves CartPole-v1: greedy return 500.0 of 500 after 72,000 steps.
+`python dqn.py` solves CartPole-v1: greedy return 500.0 of 500 after 112,000 steps.
 env.step -> ReplayBuffer.add -> ReplayBuffer.sample -> td_loss -> Adam -> target network
 
-Four settings make it hold in every seed: LayerNorm, rewards scaled for the Huber loss, observations weighed
-by their bounds, and training episodes cut, so that fresh starts keep coming. README.md, "Break it", has more.
+DQN's policies come and go. What makes this one stay: a large epsilon of Adam's, or else steps of full size on
+the noise that is left when errors are small undo what was learned; LayerNorm; rewards scaled for the Huber
+loss; observations weighed by their bounds; and training episodes cut, so that fresh starts keep coming.
 """
 # /// script
 # requires-python = ">=3.10"
@@ -28,14 +29,14 @@ class Config:
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:id; flat Box observations, Discrete actions
     seed: int = 1  # of weights, environments, exploration and replay
     device: str = "cpu"  # or cuda
-    total_timesteps: int = 72_000  # environment steps, all environments together
+    total_timesteps: int = 112_000  # environment steps, all environments together
     num_envs: int = 32  # environments side by side
     hidden_size: int = 128  # units in each of the two hidden layers
     learning_rate: float = 2e-3  # of Adam, annealed linearly to zero
     gamma: float = 0.99  # discount factor, per step
     reward_scale: float = 0.1  # times the reward, for learning only
     buffer_size: int = 20_000  # transitions kept for replay
-    batch_size: int = 512  # transitions per gradient step
+    batch_size: int = 256  # transitions per gradient step
     learning_starts: int = 1_000  # environment steps before the first gradient step
     train_frequency: int = 32  # environment steps per gradient step
     target_network_frequency: int = 1  # gradient steps per update of the target network
@@ -43,7 +44,7 @@ class Config:
     start_e: float = 1.0  # epsilon, the probability of a random action, at first
     end_e: float = 0.05  # epsilon after annealing
     exploration_fraction: float = 0.1  # share of total_timesteps over which epsilon is annealed
-    max_episode_steps: int = 200  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
+    max_episode_steps: int = 350  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
     double: bool = False  # Double DQN (van Hasselt et al. 2016)
 
     def __post_init__(self):
@@ -123,7 +124,7 @@ def train(config, report=print_progress, agent=None):
     FloatingPointError if an observation or the loss stops being finite."""
     agent = agent or QNetwork(config)
     target_network = copy.deepcopy(agent).requires_grad_(False)
-    optimizer = torch.optim.Adam(agent.parameters(), fused=True)
+    optimizer = torch.optim.Adam(agent.parameters(), eps=1e-3, fused=True)
     limits = config.max_episode_steps, gym.make(config.env_id).spec.max_episode_steps  # 0, None: none
     limit = {"max_episode_steps": min(filter(None, limits))} if any(limits) else {}
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs, **limit)

@@ -90,6 +90,15 @@ EXPERIMENTS = [
     ),
     Experiment(
         "dqn",
+        "Adam's usual epsilon",
+        "What if steps keep their size while errors become small?",
+        (
+            "?"
+        ),
+        edits=(("eps=1e-3", "eps=1e-8"),),
+    ),
+    Experiment(
+        "dqn",
         "no LayerNorm",
         "Does the network need its normalisation?",
         (
