@@ -71,9 +71,9 @@ EXPERIMENTS = [
         "no target network",
         "Must Q chase a target that stands still?",
         (
-            "Three seeds of five are lost: the moving target passes on the errors of every semi-gradient "
-            "step. Q at the start goes up to 14.6, where 10 is the bound (the deadly triad), but does not "
-            "diverge."
+            "Two seeds of five are lost: the moving target passes on the errors of every semi-gradient "
+            "step. Q at the start ends at up to 12.7, where 10 is the bound (the deadly triad), but does "
+            "not diverge."
         ),
         settings=dict(tau=1.0, target_network_frequency=1),
     ),
@@ -93,7 +93,9 @@ EXPERIMENTS = [
         "Adam's usual epsilon",
         "What if steps keep their size while errors become small?",
         (
-            "?"
+            "These five seeds hold: a failure that takes one seed in twenty takes more seeds to see. But "
+            "training returns end at 280 in one (unbroken: 341 to 347): when errors are small, Adam "
+            "divides them by their own size, and steps of full size on noise undo what was learned."
         ),
         edits=(("eps=1e-3", "eps=1e-8"),),
     ),
@@ -102,7 +104,8 @@ EXPERIMENTS = [
         "no LayerNorm",
         "Does the network need its normalisation?",
         (
-            "It matters little: one seed ends at 491, and Q does not diverge without it."
+            "Two seeds of five are lost, and Q at the start ends at 11.7 in one, where 10 is the bound; "
+            "it does not diverge."
         ),
         edits=(
             ("shape[0], hidden_size), nn.LayerNorm(hidden_size)", "shape[0], hidden_size)"),
@@ -114,8 +117,8 @@ EXPERIMENTS = [
         "rewards not scaled",
         "Does the Huber loss care about the unit of reward?",
         (
-            "It does not matter: the TD error of a failure, near 100, lies where the Huber loss is "
-            "linear, but the gradient of an error of 1 is enough."
+            "Two seeds of five are lost: the TD error of a failure, near 100, lies where the Huber loss "
+            "is linear, and Adam's epsilon is small beside gradients ten times as large."
         ),
         settings=dict(reward_scale=1.0),
     ),
@@ -124,8 +127,8 @@ EXPERIMENTS = [
         "bounds not weighed",
         "Can angles and metres go in as they are?",
         (
-            "Three seeds of five are lost: the input is badly conditioned, 0.2 rad is failure for the "
-            "pole and next to nothing beside the cart's 2.4 m."
+            "No seed reaches 475: the input is badly conditioned, 0.2 rad is failure for the pole and "
+            "next to nothing beside the cart's 2.4 m."
         ),
         edits=(("np.where(bound < 1e6, 4.8 / bound, 1)", "np.ones_like(bound)"),),
     ),
@@ -134,8 +137,8 @@ EXPERIMENTS = [
         "episodes not cut",
         "What are fresh starts worth?",
         (
-            "These five seeds do without both: a failure that takes one seed in ten or fewer takes more "
-            "seeds to see."
+            "These five seeds do without: a failure that takes one seed in ten or fewer takes more seeds "
+            "to see."
         ),
         settings=dict(max_episode_steps=0),
     ),
@@ -144,8 +147,8 @@ EXPERIMENTS = [
         "half the horizon",
         "Is a horizon of 50 steps, one second, enough?",
         (
-            "It matters little to these five seeds: one is 2 below the best. Q at the start is 5.3 to "
-            "5.6, above its bound of 5, so a cart that drifts slowly looks as good as one that stands."
+            "It does not matter to these five seeds, although a cart that drifts slowly looks as good as "
+            "one that stands, as Q is at its bound of 5."
         ),
         settings=dict(gamma=0.98),
     ),
@@ -154,8 +157,8 @@ EXPERIMENTS = [
         "time limit taken for failure",
         "What if truncation cuts the bootstrap as well?",
         (
-            "One seed of five is damaged, and the last TD losses are 0.02 to 0.05 in place of 0.0001 to "
-            "0.0024: states alike are worth 10 or nothing depending on an unseen clock (time-limit "
+            "One seed of five is lost, and three of the last TD losses are 0.04 to 0.14 in place of 0.03 "
+            "at most: states alike are worth 10 or nothing depending on an unseen clock (time-limit "
             "aliasing)."
         ),
         edits=(("* reward, next_obs, terminated", "* reward, next_obs, terminated | truncated"),),
@@ -165,8 +168,9 @@ EXPERIMENTS = [
         "terminated and truncated swapped",
         "What if failure bootstraps, and the time limit does not?",
         (
-            "All seeds fall within 55 steps on average, with a last TD loss below 0.0001: Q = 10 "
-            "everywhere solves a Bellman equation in which falling costs nothing."
+            "One seed of five is lost and one ends at 490. It is not worse, probably because no update "
+            "ever reaches the state after a fall: its value is the network's guess, and that lags behind "
+            "while Q climbs from 0."
         ),
         edits=(("next_obs, reward, terminated, truncated,", "next_obs, reward, truncated, terminated,"),),
     ),
