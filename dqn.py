@@ -5,7 +5,7 @@ env.step -> ReplayBuffer.add -> ReplayBuffer.sample -> td_loss -> Adam -> target
 
 DQN's policies come and go. What makes this one stay: a large epsilon of Adam's, or else steps of full size on
 the noise that is left when errors are small undo what was learned; LayerNorm; rewards scaled for the Huber
-loss; observations weighed by their bounds; and training episodes cut, so that fresh starts keep coming.
+loss; and observations weighed by their bounds.
 """
 # /// script
 # requires-python = ">=3.10"
@@ -44,14 +44,12 @@ class Config:
     start_e: float = 1.0  # epsilon, the probability of a random action, at first
     end_e: float = 0.05  # epsilon after annealing
     exploration_fraction: float = 0.1  # share of total_timesteps over which epsilon is annealed
-    max_episode_steps: int = 350  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
     double: bool = False  # Double DQN (van Hasselt et al. 2016)
 
     def __post_init__(self):
-        free = "seed", "learning_starts", "max_episode_steps"
         shares = "gamma", "tau", "start_e", "end_e", "exploration_fraction"
         for name, value in vars(self).items():
-            low = 1 if type(getattr(Config, name)) is int and name not in free else 0
+            low = 1 if type(getattr(Config, name)) is int and name not in ("seed", "learning_starts") else 0
             high = 1 if name in shares else np.inf
             if not isinstance(value, str) and not low <= value <= high:
                 raise ValueError(f"{name} is {value}, expected {low} to {high}")
@@ -125,10 +123,7 @@ def train(config, report=print_progress, agent=None):
     agent = agent or QNetwork(config)
     target_network = copy.deepcopy(agent).requires_grad_(False)
     optimizer = torch.optim.Adam(agent.parameters(), eps=1e-3, fused=True)
-    limits = config.max_episode_steps, gym.make(config.env_id).spec.max_episode_steps  # 0, None: none
-    limit = {"max_episode_steps": min(filter(None, limits))} if any(limits) else {}
-    envs = gym.make_vec(config.env_id, num_envs=config.num_envs, **limit)
-    envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
+    envs = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(config.env_id, num_envs=config.num_envs))
     rng = np.random.default_rng(config.seed)
     obs, _ = envs.reset(seed=config.seed)
     buffer = ReplayBuffer(config.buffer_size, obs.shape[1])

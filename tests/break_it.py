@@ -134,16 +134,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         "dqn",
-        "episodes not cut",
-        "What are fresh starts worth?",
-        (
-            "These five seeds do without: a failure that takes one seed in ten or fewer takes more seeds "
-            "to see."
-        ),
-        settings=dict(max_episode_steps=0),
-    ),
-    Experiment(
-        "dqn",
         "half the horizon",
         "Is a horizon of 50 steps, one second, enough?",
         (

@@ -37,7 +37,7 @@ TINY = {
         dict(seed=2, total_timesteps=600, num_envs=8, hidden_size=8, learning_rate=1e-2, reward_scale=1.0,
              gamma=0.5, buffer_size=50, batch_size=8, learning_starts=200, train_frequency=8,
              target_network_frequency=3, tau=1.0, start_e=0.5, end_e=0.5, exploration_fraction=0.9,
-             double=True, max_episode_steps=3, env_id="Acrobot-v1"),
+             double=True, env_id="Acrobot-v1"),
     ),
     "ppo": (
         dict(total_timesteps=128, num_envs=4, num_steps=16, hidden_size=16),
@@ -353,7 +353,7 @@ def test_evaluate_counts_one_episode_each(script):
     assert returns.tolist() == lengths and len(set(lengths)) == 7
 
 
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "ppo"])
+@pytest.mark.parametrize("script", ["pofd", "sac"])
 @pytest.mark.parametrize(
     "probe, limit, length",
     [("Limited", 0, 5), ("Limited", 3, 3), ("Limited", 200, 5), ("Endless", 3, 3), ("Endless", 0, 10_000)],
