@@ -15,7 +15,7 @@ from break_it import EXPERIMENTS, UNBROKEN, Experiment
 SHORT = "ShortCartPole-v0"  # episodes end by termination and by truncation
 TINY = {
     "dqn": dict(env_id=SHORT, total_timesteps=640, num_envs=4, hidden_size=16, batch_size=16,
-                learning_starts=100, max_episode_steps=10),
+                learning_starts=100),
     "ppo": dict(env_id=SHORT, total_timesteps=256, num_envs=4, num_steps=16, hidden_size=16,
                 learning_rate=0.03, update_epochs=4),
     "pofd": dict(total_timesteps=256, num_envs=4, num_steps=16, hidden_size=16, discriminator_steps=2),
