@@ -274,16 +274,17 @@ def test_agent_that_replays_the_demonstrations_cannot_be_told_from_them(monkeypa
     assert np.mean([x.item() for x in losses[-50:]]) == pytest.approx(2 * np.log(2), abs=0.1)
 
 
-def test_discriminator_sees_executed_actions(monkeypatch):
+@pytest.mark.parametrize("drawn, executed", [(3.0, 1.0), (-3.0, -1.0)])
+def test_discriminator_sees_executed_actions(drawn, executed, monkeypatch):
     seen, cat = [], torch.cat
     monkeypatch.setattr(torch, "cat", lambda pair, axis: seen.append(pair) or cat(pair, axis))
     act = pofd.ActorCritic.act
-    monkeypatch.setattr(pofd.ActorCritic, "act", lambda self, obs, greedy: 0 * act(self, obs, greedy) + 3.0)
+    monkeypatch.setattr(pofd.ActorCritic, "act", lambda self, obs, greedy: 0 * act(self, obs, greedy) + drawn)
     config = pofd.Config(**TINY)
     pofd.train(config, report=quiet)
     rollout, agent_, demo = seen[0], seen[1], seen[2]
     assert rollout[1].shape == (32, 4, 1) and len(agent_[1]) == len(demo[1]) == 256
-    assert (rollout[1] == 1).all() and (agent_[1] == 1).all() and (demo[1] != 1).any()  # 3 was clipped
+    assert (rollout[1] == executed).all() and (agent_[1] == executed).all() and (demo[1] != executed).any()
 
 
 def test_imitation_reward_is_added_lambda_times(monkeypatch):
