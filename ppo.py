@@ -1,13 +1,14 @@
 """PPO (Schulman et al. 2017, arXiv:1707.06347): policy gradients, kept close to the policy that saw the data.
 
 `python ppo.py` solves CartPole-v1: greedy return 500.0 of 500 after 32,768 steps.
-env.step -> obs, action, reward (T, N) -> gae -> clipped_surrogate + value loss - entropy -> Adam
+env.step -> obs, action, reward (T, N) -> gae -> clipped_surrogate + value loss - entropy -> Adam -> average
 """
 # /// script
 # requires-python = ">=3.10"
 # dependencies = ["torch==2.13.0", "gymnasium==1.4.0", "numpy==2.2.6"]
 # ///
 import argparse
+import copy
 import os
 import time
 from dataclasses import dataclass, fields
@@ -28,7 +29,8 @@ class Config:
     num_envs: int = 32  # N, environments side by side
     num_steps: int = 32  # T, steps of each environment between updates
     hidden_size: int = 64  # units in each of the two hidden layers
-    learning_rate: float = 3e-3  # of Adam, annealed linearly to zero
+    learning_rate: float = 3e-3  # of Adam
+    end_learning_rate: float = 0.0  # share of it to which it is annealed linearly; 1: constant
     max_grad_norm: float = 0.5  # longer gradients are shortened to this
     gamma: float = 0.99  # discount factor, per step
     gae_lambda: float = 0.95  # 0: one-step advantages, 1: whole returns
@@ -37,13 +39,14 @@ class Config:
     clip_coef: float = 0.2  # the probability ratio gains nothing further than this from 1
     vf_coef: float = 0.5  # weight of the value loss
     ent_coef: float = 0.0  # weight of the entropy bonus
+    averaging: float = 0.1  # the agent returned is the mean over about this share of the updates; 0: the last
     reward_scale: float = 0.1  # times the reward, for learning only
 
     def __post_init__(self):
         for name, value in vars(self).items():
             low = 1 if type(getattr(Config, name)) is int and name != "seed" else 0
             high = self.num_envs * (self.num_steps // 2) if name == "num_minibatches" else np.inf
-            high = 1 if name in ("gamma", "gae_lambda") else high
+            high = 1 if name in ("end_learning_rate", "gamma", "gae_lambda", "averaging") else high
             if not isinstance(value, str) and not low <= value <= high:
                 raise ValueError(f"{name} is {value}, expected {low} to {high}")
 
@@ -114,7 +117,8 @@ def train(config, report=print_progress, agent=None):
     FloatingPointError if an observation or the loss stops being finite."""
     agent = agent or ActorCritic(config)
     torch.manual_seed(config.seed)
-    optimizer = torch.optim.Adam(agent.parameters(), eps=1e-5, fused=True)
+    learner = copy.deepcopy(agent)  # this one acts and learns, the agent is its average
+    optimizer = torch.optim.Adam(learner.parameters(), eps=1e-5, fused=True)
     envs = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(config.env_id, num_envs=config.num_envs))
     T, N = config.num_steps, config.num_envs
     obs, done = np.zeros((T + 1, *envs.observation_space.shape), np.float32), np.zeros((T + 1, N), bool)
@@ -124,11 +128,12 @@ def train(config, report=print_progress, agent=None):
     step, start, reported = 0, time.perf_counter(), 0
 
     while step < config.total_timesteps:
-        optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - step / config.total_timesteps)
+        rate = config.learning_rate * max(config.end_learning_rate, 1 - step / config.total_timesteps)
+        optimizer.param_groups[0]["lr"] = rate
         obs[0], done[0] = obs[T], done[T]
         for t in range(T):
-            action[t] = agent.act(obs[t], greedy=False)
-            executed = np.clip(action[t], agent.low, agent.high)
+            action[t] = learner.act(obs[t], greedy=False)
+            executed = np.clip(action[t], learner.low, learner.high)
             obs[t + 1], reward[t], terminated[t], truncated, _ = envs.step(executed)
             done[t + 1] = terminated[t] | truncated  # if so, obs[t + 1] is the last, step t + 1 a reset
             step += N
@@ -138,7 +143,7 @@ def train(config, report=print_progress, agent=None):
         arrays = obs, action, reward * config.reward_scale, terminated, done[1:], ~done[:-1]
         s, a, r, end, last, stored = (torch.as_tensor(x, device=config.device) for x in arrays)
         with torch.no_grad():
-            value, log_prob = agent.critic(s).squeeze(-1), agent.policy(s[:-1]).log_prob(a)
+            value, log_prob = learner.critic(s).squeeze(-1), learner.policy(s[:-1]).log_prob(a)
             advantage = gae(r, value[:-1], value[1:], end, last, config.gamma, config.gae_lambda)
         batch = [x[stored] for x in (s[:-1], a, log_prob, advantage, advantage + value[:-1])]
 
@@ -147,17 +152,21 @@ def train(config, report=print_progress, agent=None):
             for minibatch in zip(*(x[index].tensor_split(config.num_minibatches) for x in batch)):
                 mb_obs, mb_action, old_log_prob, advantage, target = minibatch
                 advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
-                policy = agent.policy(mb_obs)
+                policy = learner.policy(mb_obs)
                 log_prob, entropy = policy.log_prob(mb_action), policy.entropy().mean()
                 policy_loss = clipped_surrogate(log_prob, old_log_prob, advantage, config.clip_coef)
-                value_loss = nn.functional.mse_loss(agent.critic(mb_obs).squeeze(-1), target)
+                value_loss = nn.functional.mse_loss(learner.critic(mb_obs).squeeze(-1), target)
                 loss = policy_loss + config.vf_coef * value_loss - config.ent_coef * entropy
                 optimizer.zero_grad()
                 loss.backward()
-                grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), config.max_grad_norm)
+                grad_norm = nn.utils.clip_grad_norm_(learner.parameters(), config.max_grad_norm)
                 if not torch.isfinite(loss.detach() + grad_norm):
                     raise FloatingPointError(f"the PPO loss or its gradient is not finite at step {step}")
                 optimizer.step()
+
+        share = 1 / max(1, config.averaging * step / (T * N))
+        for average, weight in zip(agent.parameters(), learner.parameters()):
+            average.data.lerp_(weight.data, share)
 
         seconds = time.perf_counter() - start
         if seconds > reported + 1 or step >= config.total_timesteps:

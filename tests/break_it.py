@@ -59,7 +59,7 @@ UPDATE_D = """with torch.enable_grad():
                     d_optimizer.step()
             imitation = imitation_reward(discriminator(s[:-1], e))"""
 NUMBER_PAIRS = ("advantage + value[:-1])]", "torch.arange(r.numel()).view_as(r))]")  # instead of targets
-LIVE_TARGETS = """values = agent.critic(s).squeeze(-1)
+LIVE_TARGETS = """values = learner.critic(s).squeeze(-1)
                 live = gae(r, values[:-1], values[1:], end, last, config.gamma, config.gae_lambda)
                 target = (live + values[:-1]).flatten()[target]
                 value_loss ="""

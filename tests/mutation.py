@@ -57,7 +57,7 @@ def prepare(folder, script):
 source_paths = {json.dumps([script])}
 also_copy = {json.dumps(others)}
 pytest_add_cli_args_test_selection = {json.dumps(tests)}
-pytest_add_cli_args = {json.dumps(["-m", "not learning", "-k", f"({chosen}) and {LEFT_OUT}"])}
+pytest_add_cli_args = {json.dumps(["-n", "0", "-m", "not learning", "-k", f"({chosen}) and {LEFT_OUT}"])}
 timeout_multiplier = 1.5
 timeout_constant = 10.0
 """)

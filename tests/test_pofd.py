@@ -299,7 +299,8 @@ def test_imitation_reward_is_added_lambda_times(monkeypatch):
 
 
 DOUBLE = dict(env_id="InvertedDoublePendulumPyBulletSparseEnv-v0", total_timesteps=79_872)
-DOUBLE |= dict(max_episode_steps=200, reward_scale=0.05)  # the README's flags
+DOUBLE |= dict(num_envs=16, num_steps=64, max_episode_steps=200)  # the README's flags
+DOUBLE |= dict(reward_scale=0.05, end_learning_rate=0.5)
 
 
 @pytest.mark.learning
@@ -343,7 +344,8 @@ def test_pendulum_demonstrations_are_what_record_makes(
 ):
     """The README's commands. A processor that rounds differently trains another `teacher` (a hash)."""
     model, path = str(tmp_path / "x.pt"), str(tmp_path / "x.npz")
-    train = ["ppo.py", "--env-id", f"sac:{trained_on}", "--total-timesteps", str(steps), "--save", model]
+    train = ["ppo.py", "--env-id", f"sac:{trained_on}", "--total-timesteps", str(steps)]
+    train += ["--averaging", "0", "--save", model]
     play = ["demos/record.py", "ppo.py", "--load", model, "--env-id", f"sac:{recorded_on}"]
     knobs = ["--noise", str(noise), "--epsilon", str(epsilon), "--seed", str(seed), "-o", path]
     for command in (train, play + knobs):
