@@ -198,8 +198,8 @@ EXPERIMENTS = [
         "And if the gradient flows into that?",
         (
             "All seeds are lost: the residual gradient (Baird 1995) pulls V(s') down to V(s) as much as "
-            "V(s) up, so value travels slowly: V at the start is 4.4 to 6.7 at the end, where the "
-            "semi-gradient has 7.8 to 10.2."
+            "V(s) up, so value travels slowly: V at the start is 4.2 to 6.5 at the end, where the "
+            "semi-gradient has 8.0 to 10.2."
         ),
         edits=(NUMBER_PAIRS, ("value_loss =", ONE_STEP_TARGETS)),
     ),
@@ -219,8 +219,8 @@ EXPERIMENTS = [
         "advantages not normalised",
         "Does the scale of the advantages matter?",
         (
-            "Two seeds of five are lost or damaged: without subtracting the mean, a V that lags behind is "
-            "a poor baseline, and what was done is reinforced for having been done."
+            "One seed of five is lost and three end between 473 and 500: without subtracting the mean, a V "
+            "that lags behind is a poor baseline, and what was done is reinforced for having been done."
         ),
         edits=(("(advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)", "advantage"),),
     ),
