@@ -44,7 +44,7 @@ TINY = {
         dict(seed=2, total_timesteps=192, num_envs=8, num_steps=8, hidden_size=8, learning_rate=1e-2,
              max_grad_norm=1e-2, gamma=0.5, gae_lambda=0.5, update_epochs=2, num_minibatches=4,
              clip_coef=1e-3, vf_coef=2.0, ent_coef=0.1, averaging=1.0, reward_scale=1.0,
-             env_id="Acrobot-v1"),
+             end_learning_rate=1.0, env_id="Acrobot-v1"),
     ),
     "pofd": (
         dict(total_timesteps=128, num_envs=4, num_steps=16, hidden_size=16, discriminator_steps=2,
@@ -52,7 +52,7 @@ TINY = {
         dict(seed=2, total_timesteps=192, num_envs=8, num_steps=8, hidden_size=8, learning_rate=1e-2,
              max_grad_norm=1e-2, gamma=0.5, gae_lambda=0.5, update_epochs=2, num_minibatches=3,
              clip_coef=1e-3, vf_coef=2.0, ent_coef=0.1, averaging=1.0, reward_scale=1.0, reward_lambda=0.0,
-             max_episode_steps=3,
+             max_episode_steps=3, end_learning_rate=1.0,
              discriminator_steps=5, discriminator_batch_size=32, discriminator_learning_rate=0.0,
              demo=demonstrations(2), env_id="InvertedPendulumPyBulletSparseEnv-v0"),
     ),

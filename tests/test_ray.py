@@ -6,6 +6,7 @@ import pytest
 from test_common import SCRIPTS, TOP, make, weights
 
 ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster, not one for each process of the tests
 
 GRID = [dict(seed=1), dict(seed=2), dict(seed=2, gamma=0.9), dict(seed=2, learning_rate=1e-2)]
 
