@@ -588,7 +588,7 @@ def plot(rows, path):
     matplotlib.use("Agg")  # no screen needed
     from matplotlib import pyplot as plt
 
-    names = [(TASKS[name][3], name) for name in TASKS if name.split(", ")[-1] not in CONTROLS]
+    names = [(TASKS[name][3], name) for name in TASKS if ", " not in name]  # no controls
     runs = {name: [curve(row) for row in runs_of(rows, part, name)] for part, name in names}
     runs = {name: np.array(curves).T for name, curves in runs.items() if curves}  # (3, points, seeds)
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
