@@ -245,6 +245,46 @@ def imitation_reward(logits):
     """-log D(s, a): large where D takes the agent for the demonstrations. No gradient flows back."""
     return -nn.functional.logsigmoid(logits.detach())
 
+def update(learner, optimizer, batch, config):
+    """Learn from a rollout: obs (B, obs_dim), action, log_prob, advantage and value target (B,).
+    Returns figures of the last minibatch. FloatingPointError if the loss or a gradient isn't finite."""
+    for _ in range(config.update_epochs):
+        index = torch.randperm(len(batch[0]), device=config.device)
+        for minibatch in zip(*(x[index].tensor_split(config.num_minibatches) for x in batch)):
+            obs, action, old_log_prob, advantage, target = minibatch
+            advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+            policy = learner.policy(obs)
+            log_prob, entropy = policy.log_prob(action), policy.entropy().mean()
+            policy_loss = clipped_surrogate(log_prob, old_log_prob, advantage, config.clip_coef)
+            value_loss = nn.functional.mse_loss(learner.critic(obs).squeeze(-1), target)
+            loss = policy_loss + config.vf_coef * value_loss - config.ent_coef * entropy
+            optimizer.zero_grad()
+            loss.backward()
+            grad_norm = nn.utils.clip_grad_norm_(learner.parameters(), config.max_grad_norm)
+            if not torch.isfinite(loss.detach() + grad_norm):
+                raise FloatingPointError("the PPO loss or its gradient is not finite")
+            optimizer.step()
+    ratio = (log_prob - old_log_prob).detach().exp()
+    return {"policy_loss": policy_loss.item(), "value_loss": value_loss.item(), "entropy": entropy.item(),
+            "approx_kl": (ratio - 1 - ratio.log()).mean().item(),
+            "clip_fraction": ((ratio - 1).abs() > config.clip_coef).float().mean().item()}
+
+def update_discriminator(discriminator, optimizer, obs, action, demo_obs, demo_action, rng, config):
+    """Learn to tell the obs and action of a rollout from demonstrated ones; returns the last loss.
+    FloatingPointError if a loss isn't finite."""
+    for _ in range(config.discriminator_steps):
+        index = rng.integers(len(obs), size=config.discriminator_batch_size)
+        demo_index = rng.integers(len(demo_obs), size=config.discriminator_batch_size)
+        agent_logits = discriminator(obs[index], action[index])
+        demo_logits = discriminator(demo_obs[demo_index], demo_action[demo_index])
+        loss = discriminator_loss(agent_logits, demo_logits)
+        if not torch.isfinite(loss):
+            raise FloatingPointError("the discriminator's loss is not finite")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
 def print_progress(row):
     """Print a dict of figures on one line."""
     print(*(f"{k} {v:,}" if type(v) is int else f"{k} {v:.3g}" for k, v in row.items()), sep="  ", flush=True)
@@ -257,9 +297,9 @@ def train(config, report=print_progress, agent=None):
     learner = copy.deepcopy(agent)  # this one acts and learns, the agent is its average
     optimizer = torch.optim.Adam(learner.parameters(), eps=1e-5, fused=True)
     demo = load_demonstrations(config.demo_path, agent.obs_dim, agent.action_space)
-    demo_obs, demo_action = (torch.as_tensor(x, device=config.device) for x in demo)
+    demo = [torch.as_tensor(x, device=config.device) for x in demo]  # obs, action
     with torch.random.fork_rng(devices=[]):  # so that PPO draws the same numbers without it
-        discriminator = Discriminator(demo_obs, demo_action, config.hidden_size).to(config.device)
+        discriminator = Discriminator(*demo, config.hidden_size).to(config.device)
     d_optimizer = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, fused=True)
     rng = np.random.default_rng(config.seed)  # of the discriminator's minibatches
     limits = config.max_episode_steps, gym.make(config.env_id).spec.max_episode_steps  # 0, None: none
@@ -295,49 +335,19 @@ def train(config, report=print_progress, agent=None):
             advantage = gae(r, value[:-1], value[1:], end, last, config.gamma, config.gae_lambda)
         batch = [x[stored] for x in (s[:-1], a, log_prob, advantage, advantage + value[:-1])]
 
-        for _ in range(config.update_epochs):
-            index = torch.randperm(len(batch[0]), device=config.device)
-            for minibatch in zip(*(x[index].tensor_split(config.num_minibatches) for x in batch)):
-                mb_obs, mb_action, old_log_prob, advantage, target = minibatch
-                advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
-                policy = learner.policy(mb_obs)
-                log_prob, entropy = policy.log_prob(mb_action), policy.entropy().mean()
-                policy_loss = clipped_surrogate(log_prob, old_log_prob, advantage, config.clip_coef)
-                value_loss = nn.functional.mse_loss(learner.critic(mb_obs).squeeze(-1), target)
-                loss = policy_loss + config.vf_coef * value_loss - config.ent_coef * entropy
-                optimizer.zero_grad()
-                loss.backward()
-                grad_norm = nn.utils.clip_grad_norm_(learner.parameters(), config.max_grad_norm)
-                if not torch.isfinite(loss.detach() + grad_norm):
-                    raise FloatingPointError(f"the PPO loss or its gradient is not finite at step {step}")
-                optimizer.step()
-
+        figures = update(learner, optimizer, batch, config)
         share = 1 / max(1, config.averaging * step / (T * N))
         for average, weight in zip(agent.parameters(), learner.parameters()):
             average.data.lerp_(weight.data, share)
 
-        agent_obs, agent_action = s[:-1][stored], e[stored]
-        for _ in range(config.discriminator_steps):
-            index = rng.integers(len(agent_obs), size=config.discriminator_batch_size)
-            demo_index = rng.integers(len(demo_obs), size=config.discriminator_batch_size)
-            agent_logits = discriminator(agent_obs[index], agent_action[index])
-            demo_logits = discriminator(demo_obs[demo_index], demo_action[demo_index])
-            d_loss = discriminator_loss(agent_logits, demo_logits)
-            if not torch.isfinite(d_loss):
-                raise FloatingPointError(f"the discriminator's loss is not finite at step {step}")
-            d_optimizer.zero_grad()
-            d_loss.backward()
-            d_optimizer.step()
+        pairs = [s[:-1][stored], e[stored], *demo]
+        d_loss = update_discriminator(discriminator, d_optimizer, *pairs, rng, config)
 
         seconds = time.perf_counter() - start
         if seconds > reported + 1 or step >= config.total_timesteps:
-            reported, log_ratio = seconds, (log_prob - old_log_prob).detach()  # of the last minibatch
-            change, mean_return = log_ratio.exp() - 1, float(np.mean(envs.return_queue or np.nan))
-            report({"step": step, "episodes": int(envs.episode_count), "return": mean_return,
-                    "policy_loss": policy_loss.item(), "value_loss": value_loss.item(),
-                    "entropy": entropy.item(), "approx_kl": (change - log_ratio).mean().item(),
-                    "clip_fraction": (change.abs() > config.clip_coef).float().mean().item(),
-                    "discriminator_loss": d_loss.item(), "imitation_reward": imitation[stored].mean().item(),
+            reported, mean_return = seconds, float(np.mean(envs.return_queue or np.nan))
+            report({"step": step, "episodes": int(envs.episode_count), "return": mean_return, **figures,
+                    "discriminator_loss": d_loss, "imitation_reward": imitation[stored].mean().item(),
                     "seconds": seconds})
     envs.close()
     return agent

@@ -108,6 +108,30 @@ def clipped_surrogate(log_prob, old_log_prob, advantage, clip_coef):
     ratio = (log_prob - old_log_prob).exp()
     return -torch.min(ratio * advantage, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantage).mean()
 
+def update(learner, optimizer, batch, config):
+    """Learn from a rollout: obs (B, obs_dim), action, log_prob, advantage and value target (B,).
+    Returns figures of the last minibatch. FloatingPointError if the loss or a gradient isn't finite."""
+    for _ in range(config.update_epochs):
+        index = torch.randperm(len(batch[0]), device=config.device)
+        for minibatch in zip(*(x[index].tensor_split(config.num_minibatches) for x in batch)):
+            obs, action, old_log_prob, advantage, target = minibatch
+            advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+            policy = learner.policy(obs)
+            log_prob, entropy = policy.log_prob(action), policy.entropy().mean()
+            policy_loss = clipped_surrogate(log_prob, old_log_prob, advantage, config.clip_coef)
+            value_loss = nn.functional.mse_loss(learner.critic(obs).squeeze(-1), target)
+            loss = policy_loss + config.vf_coef * value_loss - config.ent_coef * entropy
+            optimizer.zero_grad()
+            loss.backward()
+            grad_norm = nn.utils.clip_grad_norm_(learner.parameters(), config.max_grad_norm)
+            if not torch.isfinite(loss.detach() + grad_norm):
+                raise FloatingPointError("the PPO loss or its gradient is not finite")
+            optimizer.step()
+    ratio = (log_prob - old_log_prob).detach().exp()
+    return {"policy_loss": policy_loss.item(), "value_loss": value_loss.item(), "entropy": entropy.item(),
+            "approx_kl": (ratio - 1 - ratio.log()).mean().item(),
+            "clip_fraction": ((ratio - 1).abs() > config.clip_coef).float().mean().item()}
+
 def print_progress(row):
     """Print a dict of figures on one line."""
     print(*(f"{k} {v:,}" if type(v) is int else f"{k} {v:.3g}" for k, v in row.items()), sep="  ", flush=True)
@@ -147,35 +171,15 @@ def train(config, report=print_progress, agent=None):
             advantage = gae(r, value[:-1], value[1:], end, last, config.gamma, config.gae_lambda)
         batch = [x[stored] for x in (s[:-1], a, log_prob, advantage, advantage + value[:-1])]
 
-        for _ in range(config.update_epochs):
-            index = torch.randperm(len(batch[0]), device=config.device)
-            for minibatch in zip(*(x[index].tensor_split(config.num_minibatches) for x in batch)):
-                mb_obs, mb_action, old_log_prob, advantage, target = minibatch
-                advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
-                policy = learner.policy(mb_obs)
-                log_prob, entropy = policy.log_prob(mb_action), policy.entropy().mean()
-                policy_loss = clipped_surrogate(log_prob, old_log_prob, advantage, config.clip_coef)
-                value_loss = nn.functional.mse_loss(learner.critic(mb_obs).squeeze(-1), target)
-                loss = policy_loss + config.vf_coef * value_loss - config.ent_coef * entropy
-                optimizer.zero_grad()
-                loss.backward()
-                grad_norm = nn.utils.clip_grad_norm_(learner.parameters(), config.max_grad_norm)
-                if not torch.isfinite(loss.detach() + grad_norm):
-                    raise FloatingPointError(f"the PPO loss or its gradient is not finite at step {step}")
-                optimizer.step()
-
+        figures = update(learner, optimizer, batch, config)
         share = 1 / max(1, config.averaging * step / (T * N))
         for average, weight in zip(agent.parameters(), learner.parameters()):
             average.data.lerp_(weight.data, share)
 
         seconds = time.perf_counter() - start
         if seconds > reported + 1 or step >= config.total_timesteps:
-            reported, log_ratio = seconds, (log_prob - old_log_prob).detach()  # of the last minibatch
-            change, mean_return = log_ratio.exp() - 1, float(np.mean(envs.return_queue or np.nan))
-            report({"step": step, "episodes": int(envs.episode_count), "return": mean_return,
-                    "policy_loss": policy_loss.item(), "value_loss": value_loss.item(),
-                    "entropy": entropy.item(), "approx_kl": (change - log_ratio).mean().item(),
-                    "clip_fraction": (change.abs() > config.clip_coef).float().mean().item(),
+            reported, mean_return = seconds, float(np.mean(envs.return_queue or np.nan))
+            report({"step": step, "episodes": int(envs.episode_count), "return": mean_return, **figures,
                     "seconds": seconds})
     envs.close()
     return agent

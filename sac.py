@@ -255,6 +255,30 @@ def temperature_loss(log_alpha, log_prob, target_entropy):
     """-log alpha E[log pi(a|s) + target_entropy]: alpha falls while entropy is above its target (eq. 18)."""
     return -log_alpha * (log_prob.detach() + target_entropy).mean()
 
+def update_critic(critic, target_critic, actor, log_alpha, optimizer, batch, config):
+    """A gradient step of both Q, and a step of their targets towards them; returns the loss.
+    FloatingPointError if it isn't finite."""
+    loss = critic_loss(critic, target_critic, actor, batch, log_alpha.detach().exp(), config.gamma)
+    optimizer.zero_grad()
+    loss.backward()
+    if not torch.isfinite(loss):
+        raise FloatingPointError("the critics' loss is not finite")
+    optimizer.step()
+    for target_weight, weight in zip(target_critic.parameters(), critic.parameters()):
+        target_weight.data.lerp_(weight.data, config.tau)
+    return loss.item()
+
+def update_actor(actor, critic, log_alpha, optimizer, obs, target_entropy):
+    """A gradient step of policy and temperature on fresh actions; returns the policy's loss."""
+    critic.requires_grad_(False)
+    action, log_prob = actor.sample(obs)
+    loss = actor_loss(critic, obs, action, log_prob, log_alpha.detach().exp())
+    optimizer.zero_grad()
+    (loss + temperature_loss(log_alpha, log_prob, target_entropy)).backward()
+    optimizer.step()
+    critic.requires_grad_(True)
+    return loss.item()
+
 def print_progress(row):
     """Print a dict of figures on one line."""
     print(*(f"{k} {v:,}" if type(v) is int else f"{k} {v:.3g}" for k, v in row.items()), sep="  ", flush=True)
@@ -279,8 +303,8 @@ def train(config, report=print_progress, agent=None):
     obs, _ = envs.reset(seed=config.seed)
     buffer_size = min(config.buffer_size, config.total_timesteps + config.num_envs)
     buffer = ReplayBuffer(buffer_size, obs.shape[1], len(agent.scale))
-    done, updates, loss = np.zeros(config.num_envs, bool), 0, torch.tensor(torch.nan)
-    correlation, policy_loss = config.noise_correlation, loss
+    done, updates, q_loss, policy_loss = np.zeros(config.num_envs, bool), 0, np.nan, np.nan
+    correlation = config.noise_correlation
     noise = torch.randn(config.num_envs, len(agent.scale), device=config.device)
     start, reported = time.perf_counter(), 0
 
@@ -302,33 +326,19 @@ def train(config, report=print_progress, agent=None):
         q_optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"] = rate
         while updates < (step - config.learning_starts) // config.train_frequency:
             batch = buffer.sample(config.batch_size, rng, config.device)
-            alpha = log_alpha.detach().exp()
-            loss = critic_loss(critic, target_critic, actor, batch, alpha, config.gamma)
-            q_optimizer.zero_grad()
-            loss.backward()
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"the critics' loss is not finite at step {step}")
-            q_optimizer.step()
+            q_loss = update_critic(critic, target_critic, actor, log_alpha, q_optimizer, batch, config)
             updates += 1
             if updates % config.policy_frequency == 0:
-                critic.requires_grad_(False)
-                new_action, log_prob = actor.sample(batch.obs)
-                policy_loss = actor_loss(critic, batch.obs, new_action, log_prob, alpha)
-                optimizer.zero_grad()
-                (policy_loss + temperature_loss(log_alpha, log_prob, target_entropy)).backward()
-                optimizer.step()
-                critic.requires_grad_(True)
+                policy_loss = update_actor(actor, critic, log_alpha, optimizer, batch.obs, target_entropy)
                 share = 1 / max(1, config.averaging * updates / config.policy_frequency)
                 for average, weight in zip(agent.parameters(), actor.parameters()):
                     average.data.lerp_(weight.data, share)
-            for target_weight, weight in zip(target_critic.parameters(), critic.parameters()):
-                target_weight.data.lerp_(weight.data, config.tau)
 
         seconds = time.perf_counter() - start
         if seconds > reported + 1 or step >= config.total_timesteps:
             reported, mean_return = seconds, float(np.mean(envs.return_queue or np.nan))
             report({"step": step, "episodes": int(envs.episode_count), "return": mean_return,
-                    "critic_loss": loss.item(), "actor_loss": policy_loss.item(),
+                    "critic_loss": q_loss, "actor_loss": policy_loss,
                     "alpha": log_alpha.exp().item(), "seconds": seconds})
     envs.close()
     return agent

@@ -25,7 +25,7 @@ import torch
 SMALL = {"num_envs": 2, "num_steps": 2, "batch_size": 4, "learning_starts": 6, "train_frequency": 2,
          "policy_frequency": 1, "num_minibatches": 1, "discriminator_steps": 1, "discriminator_batch_size": 4}
 WHOLE = 50  # arrays of more values than this are summarised
-WIDTH = 140  # columns of the output
+WIDTH = 150  # columns of the output
 LOOPS = (ast.For, ast.While)
 FLAT = str.maketrans("", "", "[]")
 

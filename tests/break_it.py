@@ -48,21 +48,27 @@ class Experiment:
         return f"{self.script}.py: {self.name}"
 
 
-UPDATE_D = """with torch.enable_grad():
-                for _ in range(config.discriminator_steps):
-                    index = rng.integers(int(stored.sum()), size=config.discriminator_batch_size)
-                    demo_index = rng.integers(len(demo_obs), size=config.discriminator_batch_size)
-                    agent_logits = discriminator(s[:-1][stored][index], e[stored][index])
-                    demo_logits = discriminator(demo_obs[demo_index], demo_action[demo_index])
-                    d_optimizer.zero_grad()
-                    discriminator_loss(agent_logits, demo_logits).backward()
-                    d_optimizer.step()
+UPDATE_D = (
+    "d_loss = update_discriminator(discriminator, d_optimizer, s[:-1][stored], e[stored], *demo, rng, config)"
+)
+UPDATE_D_FIRST = f"""with torch.enable_grad():
+                {UPDATE_D}
             imitation = imitation_reward(discriminator(s[:-1], e))"""
-NUMBER_PAIRS = ("advantage + value[:-1])]", "torch.arange(r.numel()).view_as(r))]")  # instead of targets
+NUMBER_PAIRS = (  # instead of targets, and hand on what they are made of
+    ("advantage + value[:-1])]", "torch.arange(r.numel()).view_as(r))]"),
+    (
+        "def update(learner, optimizer, batch, config",
+        "def update(learner, optimizer, batch, config, s, r, end, last",
+    ),
+    (
+        "= update(learner, optimizer, batch, config",
+        "= update(learner, optimizer, batch, config, s, r, end, last",
+    ),
+)
 LIVE_TARGETS = """values = learner.critic(s).squeeze(-1)
-                live = gae(r, values[:-1], values[1:], end, last, config.gamma, config.gae_lambda)
-                target = (live + values[:-1]).flatten()[target]
-                value_loss ="""
+            live = gae(r, values[:-1], values[1:], end, last, config.gamma, config.gae_lambda)
+            target = (live + values[:-1]).flatten()[target]
+            value_loss ="""
 ONE_STEP_TARGETS = LIVE_TARGETS.replace("config.gae_lambda", "0")
 
 EXPERIMENTS = [
@@ -170,7 +176,7 @@ EXPERIMENTS = [
             "It does not matter: V chases its newest self, which lifts it slightly above its bound of 10, "
             "but lambda-returns rest on rewards enough for that."
         ),
-        edits=(NUMBER_PAIRS, ("value_loss =", LIVE_TARGETS.replace("[target]", "[target].detach()"))),
+        edits=(*NUMBER_PAIRS, ("value_loss =", LIVE_TARGETS.replace("[target]", "[target].detach()"))),
     ),
     Experiment(
         "ppo",
@@ -180,7 +186,7 @@ EXPERIMENTS = [
             "It does not matter here: this is the residual gradient (Baird 1995), which double sampling "
             "biases where what comes next is random, and CartPole is deterministic."
         ),
-        edits=(NUMBER_PAIRS, ("value_loss =", LIVE_TARGETS)),
+        edits=(*NUMBER_PAIRS, ("value_loss =", LIVE_TARGETS)),
     ),
     Experiment(
         "ppo",
@@ -190,7 +196,7 @@ EXPERIMENTS = [
             "One seed of five is lost: bootstrapping on V alone, the reward travels one step a sweep "
             "(bias in place of variance)."
         ),
-        edits=(NUMBER_PAIRS, ("value_loss =", ONE_STEP_TARGETS.replace("[target]", "[target].detach()"))),
+        edits=(*NUMBER_PAIRS, ("value_loss =", ONE_STEP_TARGETS.replace("[target]", "[target].detach()"))),
     ),
     Experiment(
         "ppo",
@@ -201,7 +207,7 @@ EXPERIMENTS = [
             "V(s) up, so value travels slowly: V at the start is 4.2 to 6.5 at the end, where the "
             "semi-gradient has 8.0 to 10.2."
         ),
-        edits=(NUMBER_PAIRS, ("value_loss =", ONE_STEP_TARGETS)),
+        edits=(*NUMBER_PAIRS, ("value_loss =", ONE_STEP_TARGETS)),
     ),
     Experiment(
         "ppo",
@@ -264,8 +270,8 @@ EXPERIMENTS = [
             "and D then judges a rollout that it has just been trained on."
         ),
         edits=(
-            ("d_optimizer.step()", "pass"),
-            ("imitation = imitation_reward(discriminator(s[:-1], e))", UPDATE_D),
+            (UPDATE_D, ""),
+            ("imitation = imitation_reward(discriminator(s[:-1], e))", UPDATE_D_FIRST),
         ),
     ),
     Experiment(
