@@ -14,6 +14,7 @@ import copy
 import os
 import time
 from dataclasses import dataclass, fields
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -30,15 +31,15 @@ class Config:
     seed: int = 1  # of weights, environments, actions and minibatches
     device: str = "cpu"  # or cuda
     total_timesteps: int = 39_936  # environment steps, all environments together
-    num_envs: int = 32  # N, environments side by side
-    num_steps: int = 32  # T, steps of each environment between updates
+    num_envs: int = 16  # N, environments side by side
+    num_steps: int = 64  # T, steps of each environment between updates
     hidden_size: int = 64  # units in each of the two hidden layers
     learning_rate: float = 3e-3  # of Adam
     end_learning_rate: float = 0.0  # share of it to which it is annealed linearly; 1: constant
     max_grad_norm: float = 0.5  # longer gradients are shortened to this
     gamma: float = 0.995  # discount factor, per step
     gae_lambda: float = 0.95  # 0: one-step advantages, 1: whole returns
-    update_epochs: int = 10  # passes over each rollout
+    update_epochs: int = 16  # passes over each rollout
     num_minibatches: int = 2  # gradient steps per pass
     clip_coef: float = 0.2  # the probability ratio gains nothing further than this from 1
     vf_coef: float = 0.5  # weight of the value loss
@@ -46,6 +47,7 @@ class Config:
     averaging: float = 0.1  # the agent returned is the mean over about this share of the updates; 0: the last
     reward_scale: float = 0.03  # times the reward, for learning only
     max_episode_steps: int = 400  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
+    min_episode_steps: int = 0  # the same for the last environment, others lie between; 0: all truncate alike
     demo: str = ""  # .npz of demonstrations; empty: demos/<env id>.npz beside this file
     reward_lambda: float = 0.1  # times the imitation reward, added to the environment's
     discriminator_steps: int = 20  # gradient steps of the discriminator per rollout
@@ -60,7 +62,8 @@ class Config:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            low = 1 if type(getattr(Config, name)) is int and name not in ("seed", "max_episode_steps") else 0
+            optional = name in ("seed", "max_episode_steps", "min_episode_steps")
+            low = 1 if type(getattr(Config, name)) is int and not optional else 0
             high = self.num_envs * (self.num_steps // 2) if name == "num_minibatches" else np.inf
             high = 1 if name in ("end_learning_rate", "gamma", "gae_lambda", "averaging") else high
             if not isinstance(value, str) and not low <= value <= high:
@@ -245,6 +248,19 @@ def imitation_reward(logits):
     """-log D(s, a): large where D takes the agent for the demonstrations. No gradient flows back."""
     return -nn.functional.logsigmoid(logits.detach())
 
+def make_envs(config):
+    """N environments that truncate after `max_episode_steps`, or their own limit if that is lower; with
+    `min_episode_steps` each at a length between the two: short ones for many starts, long ones for drifts."""
+    spec, N = gym.make(config.env_id).spec, config.num_envs
+    longest = min(filter(None, (config.max_episode_steps, spec.max_episode_steps)), default=0)
+    if not longest or not config.min_episode_steps:
+        limit = {"max_episode_steps": longest} if longest else {}
+        return gym.make_vec(config.env_id, num_envs=N, **limit)
+    limits = np.geomspace(longest, min(config.min_episode_steps, longest), N).round().astype(int)
+    if spec.vector_entry_point:
+        return gym.make_vec(config.env_id, num_envs=N, max_episode_steps=limits)
+    return gym.vector.SyncVectorEnv([partial(gym.make, spec, max_episode_steps=int(n)) for n in limits])
+
 def update(learner, optimizer, batch, config):
     """Learn from a rollout: obs (B, obs_dim), action, log_prob, advantage and value target (B,).
     Returns figures of the last minibatch. FloatingPointError if the loss or a gradient isn't finite."""
@@ -302,10 +318,7 @@ def train(config, report=print_progress, agent=None):
         discriminator = Discriminator(*demo, config.hidden_size).to(config.device)
     d_optimizer = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, fused=True)
     rng = np.random.default_rng(config.seed)  # of the discriminator's minibatches
-    limits = config.max_episode_steps, gym.make(config.env_id).spec.max_episode_steps  # 0, None: none
-    limit = {"max_episode_steps": min(filter(None, limits))} if any(limits) else {}
-    envs = gym.make_vec(config.env_id, num_envs=config.num_envs, **limit)
-    envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
+    envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(config))
     T, N = config.num_steps, config.num_envs
     obs, done = np.zeros((T + 1, *envs.observation_space.shape), np.float32), np.zeros((T + 1, N), bool)
     action, executed = np.zeros((2, T, *envs.action_space.shape), np.float32)  # drawn; clipped

@@ -50,9 +50,9 @@ TASKS = {  # name: script, settings other than its defaults, return that counts 
     "ppo/single dense": ("ppo", {"env_id": f"sac:{PENDULUM}Env-v0"}, 950, "main"),
     "pofd/single": ("pofd", {}, 475, "main"),
     "pofd/double": (
-        "pofd", {"env_id": f"{DOUBLE}SparseEnv-v0", "total_timesteps": 79_872, "num_envs": 16,
-                 "num_steps": 64, "max_episode_steps": 200, "reward_scale": 0.05,
-                 "end_learning_rate": 0.5}, 950, "main"),
+        "pofd", {"env_id": f"{DOUBLE}SparseEnv-v0", "total_timesteps": 79_872, "gamma": 0.998,
+                 "reward_scale": 0.02, "end_learning_rate": 0.5, "min_episode_steps": 25,
+                 "max_episode_steps": 1_000}, 950, "main"),
     "pofd/mountain car": ("pofd", {"env_id": "MountainCarContinuous-v0"}, 90, "main"),
     "sac/double": ("sac", {}, 950, "main"),
     "sac/single dense": (
@@ -72,8 +72,13 @@ CONTROLS = {  # what the demonstrations must beat, and how much lambda matters; 
 for name, (script, changes, threshold, _) in [task for task in TASKS.items() if task[0].startswith("pofd")]:
     for control, change in CONTROLS.items():
         TASKS[f"{name}, {control}"] = (script, {**changes, **change}, threshold, "controls")
-LAST = {**TASKS["pofd/double"][1], "averaging": 0.0}
-TASKS["pofd/double, the last policy (no average)"] = ("pofd", LAST, 950, "controls")
+for control, change in (
+    ("the last policy (no average)", {"averaging": 0.0}),
+    ("all episodes cut at 300", {"min_episode_steps": 0, "max_episode_steps": 300}),
+):
+    TASKS[f"pofd/double, {control}"] = ("pofd", {**TASKS["pofd/double"][1], **change}, 950, "controls")
+DEFAULT = {key: TASKS["pofd/double"][1][key] for key in ("env_id", "total_timesteps")}
+TASKS["pofd/double, defaults otherwise"] = ("pofd", DEFAULT, 950, "controls")
 # Stable-Baselines3 with the settings of github.com/DLR-RM/rl-baselines3-zoo, hyperparams/{ppo,dqn,sac}.yml,
 # for CartPole-v1, Pendulum-v1 and InvertedDoublePendulumBulletEnv-v0 (there dense, 500,000 steps; here ours).
 PEERS = {

@@ -53,7 +53,7 @@ TINY = {
         dict(seed=2, total_timesteps=192, num_envs=8, num_steps=8, hidden_size=8, learning_rate=1e-2,
              max_grad_norm=1e-2, gamma=0.5, gae_lambda=0.5, update_epochs=2, num_minibatches=3,
              clip_coef=1e-3, vf_coef=2.0, ent_coef=0.1, averaging=1.0, reward_scale=1.0, reward_lambda=0.0,
-             max_episode_steps=3, end_learning_rate=1.0,
+             max_episode_steps=3, min_episode_steps=2, end_learning_rate=1.0,
              discriminator_steps=5, discriminator_batch_size=32, discriminator_learning_rate=0.0,
              demo=demonstrations(2), env_id="InvertedPendulumPyBulletSparseEnv-v0"),
     ),
@@ -218,7 +218,8 @@ SHARES = (
     "gamma gae_lambda tau averaging start_e end_e exploration_fraction end_learning_rate noise_correlation"
 )
 LIMITS = dict.fromkeys(SHARES.split(), (0.0, 1.0)) | {"alpha": (1e-30, np.inf)}
-LIMITS |= dict.fromkeys(("seed", "learning_starts", "max_episode_steps"), (0, np.inf))
+LIMITS |= dict.fromkeys(("seed", "learning_starts"), (0, np.inf))
+LIMITS |= dict.fromkeys(("max_episode_steps", "min_episode_steps"), (0, np.inf))
 LIMITS |= {"num_minibatches": (1, 60)}  # half of 6 steps of 20 environments
 
 

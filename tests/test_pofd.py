@@ -298,9 +298,31 @@ def test_imitation_reward_is_added_lambda_times(monkeypatch):
     assert paid.numpy() == pytest.approx(np.full(paid.shape, 0.5 + 2 * np.log(2)), abs=0.1)
 
 
+@pytest.mark.parametrize(
+    "env_id, shortest, longest, lengths",
+    [
+        ("InvertedDoublePendulumPyBulletSparseEnv-v0", 2, 8, [8, 4, 2]),
+        ("probes:EndlessBox-v0", 2, 8, [8, 4, 2]),
+        ("probes:LimitedBox-v0", 2, 8, [5, 3, 2]),  # 5 is the environment's own limit
+        ("probes:EndlessBox-v0", 0, 8, [8, 8, 8]),
+        ("probes:EndlessBox-v0", 9, 4, [4, 4, 4]),
+        ("probes:LimitedBox-v0", 3, 0, [5, 4, 3]),
+    ],
+)
+def test_each_environment_truncates_at_its_own_length(env_id, shortest, longest, lengths):
+    settings = dict(num_envs=3, min_episode_steps=shortest, max_episode_steps=longest)
+    envs = pofd.make_envs(pofd.Config(env_id, **settings))
+    envs.reset(seed=1)
+    for step in range(1, 9):
+        _, _, terminated, truncated, _ = envs.step(np.zeros((3, 1), np.float32))
+        for i, length in enumerate(lengths):
+            assert not terminated[i] and (step > length or truncated[i] == (step == length))
+    envs.close()
+
+
 DOUBLE = dict(env_id="InvertedDoublePendulumPyBulletSparseEnv-v0", total_timesteps=79_872)
-DOUBLE |= dict(num_envs=16, num_steps=64, max_episode_steps=200)  # the README's flags
-DOUBLE |= dict(reward_scale=0.05, end_learning_rate=0.5)
+DOUBLE |= dict(gamma=0.998, reward_scale=0.02, end_learning_rate=0.5)  # the README's flags
+DOUBLE |= dict(min_episode_steps=25, max_episode_steps=1_000)
 
 
 @pytest.mark.learning
