@@ -191,14 +191,22 @@ def write_gif(path, images, seconds, colors):
     times = [max(20, round(seconds * 100) * 10)] * len(others) + [1500]  # ms, a GIF's are tens; hold the end
     first.save(path, save_all=True, append_images=others, duration=times, loop=0, optimize=True)
 
-def show_window(images, seconds):
-    """Play pictures in a window as they are made, until they end or it is closed: the last scenes."""
+def open_display():
+    """Start pygame's display and return pygame. ValueError without a screen."""
     import pygame
     try:
-        screen = None
         pygame.display.init()
         if pygame.display.get_driver() in ("dummy", "offscreen") and "SDL_VIDEODRIVER" not in os.environ:
             raise pygame.error("none was found")
+    except pygame.error as error:
+        raise ValueError(f"--window needs a screen: {error}") from None
+    return pygame
+
+def show_window(images, seconds):
+    """Play pictures in a window as they are made, until they end or it is closed: the last scenes."""
+    pygame = open_display()
+    try:
+        screen = None
         for image, row in images:  # noqa: B007
             start = time.perf_counter()
             screen = screen or pygame.display.set_mode(image.size)
@@ -250,6 +258,7 @@ def check(flags):
     require("pillow", "PIL")
     if flags.window:
         require("pygame-ce", "pygame")
+        open_display().display.quit()
         return
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws in memory
     if os.path.isdir(flags.gif) or not os.access(os.path.dirname(flags.gif) or ".", os.W_OK):

@@ -81,6 +81,17 @@ def test_trains_first_and_shows_a_window(capsys, monkeypatch):
     assert lines[-1].startswith("dqn.py, 64 steps: return ") and lines[-2].startswith("step ")
 
 
+@needs_pygame
+def test_without_a_screen_it_says_so_before_training(capsys, monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "x11")
+    monkeypatch.setenv("DISPLAY", ":12345")
+    with pytest.raises(SystemExit) as exit_:
+        watch.main(["dqn", *TINY, "--window"])
+    captured = capsys.readouterr()
+    assert exit_.value.code == 2 and captured.out == ""
+    assert captured.err.startswith("watch.py: error: --window needs a screen: ")
+
+
 def test_pendulum_beside_its_teacher(tmp_path, capsys):
     pytest.importorskip("pybullet")
     path = tmp_path / "x.gif"
