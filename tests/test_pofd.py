@@ -298,6 +298,17 @@ def test_imitation_reward_is_added_lambda_times(monkeypatch):
     assert paid.numpy() == pytest.approx(np.full(paid.shape, 0.5 + 2 * np.log(2)), abs=0.1)
 
 
+def test_discriminator_learns_which_side_is_the_agent():
+    torch.manual_seed(1)
+    agent, demo = ((torch.randn(50, 3) + shift, torch.zeros(50, 1)) for shift in (1, -1))
+    discriminator = pofd.Discriminator(*demo, 16)
+    optimizer = torch.optim.Adam(discriminator.parameters(), 1e-2)
+    config, rng = pofd.Config(discriminator_steps=100), np.random.default_rng(1)
+    loss = pofd.update_discriminator(discriminator, optimizer, *agent, *demo, rng, config)
+    assert discriminator(*agent).mean() > 1 and discriminator(*demo).mean() < -1
+    assert 0 < loss < np.log(2)  # half of that of a D that knows nothing
+
+
 @pytest.mark.parametrize(
     "env_id, shortest, longest, lengths",
     [
