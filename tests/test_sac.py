@@ -154,6 +154,18 @@ def test_temperature_falls_when_entropy_is_above_its_target(entropy, falls):
     assert log_prob.grad is None
 
 
+@pytest.mark.parametrize("target_entropy, falls", [(-50.0, True), (50.0, False)])
+def test_a_step_of_the_actor_moves_the_temperature_too(target_entropy, falls):
+    actor, critic, _ = networks()
+    log_alpha = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.Adam([*actor.parameters(), log_alpha], 1e-2)
+    before = [p.clone() for p in (*actor.parameters(), *critic.parameters())]
+    sac.update_actor(actor, critic, log_alpha, optimizer, batch(0.0).obs, target_entropy)
+    assert log_alpha.item() == pytest.approx(-0.01 if falls else 0.01, rel=1e-3)
+    changed = [not torch.equal(p, old) for p, old in zip((*actor.parameters(), *critic.parameters()), before)]
+    assert changed == [True] * len(list(actor.parameters())) + [False] * len(list(critic.parameters()))
+
+
 def test_polyak_after_every_update(monkeypatch):
     seen, critic_loss = [], sac.critic_loss
 
