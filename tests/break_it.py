@@ -255,8 +255,8 @@ EXPERIMENTS = [
         "lambda 0",
         "Is it solved without the demonstrations?",
         (
-            "Two seeds of three are lost without a single payment: PPO alone seldom meets the sparse reward, and "
-            "without one all advantages are noise (exploration). The third met it."
+            "Two seeds of three are lost: PPO alone seldom meets the sparse reward, and without one all "
+            "advantages are noise (exploration). The third met it."
         ),
         settings=dict(reward_lambda=0.0),
     ),
