@@ -46,8 +46,8 @@ class Config:
     ent_coef: float = 0.0  # weight of the entropy bonus
     averaging: float = 0.1  # the agent returned is the mean over about this share of the updates; 0: the last
     reward_scale: float = 0.03  # times the reward, for learning only
-    max_episode_steps: int = 1_000  # truncates the first environment's training episodes; 0: its own limit
-    min_episode_steps: int = 200  # and the last one's, others lie between: fresh starts keep coming; 0: alike
+    max_episode_steps: int = 400  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
+    min_episode_steps: int = 0  # the same for the last environment, others lie between; 0: all truncate alike
     demo: str = ""  # .npz of demonstrations; empty: demos/<env id>.npz beside this file
     reward_lambda: float = 0.1  # times the imitation reward, added to the environment's
     discriminator_steps: int = 20  # gradient steps of the discriminator per rollout

@@ -53,9 +53,7 @@ TASKS = {  # name: script, settings other than its defaults, return that counts 
         "pofd", {"env_id": f"{DOUBLE}SparseEnv-v0", "total_timesteps": 79_872, "gamma": 0.998,
                  "reward_scale": 0.02, "end_learning_rate": 0.5, "min_episode_steps": 25,
                  "max_episode_steps": 1_000}, 950, "main"),
-    "pofd/mountain car": (
-        "pofd", {"env_id": "MountainCarContinuous-v0", "min_episode_steps": 0, "max_episode_steps": 400},
-        90, "main"),
+    "pofd/mountain car": ("pofd", {"env_id": "MountainCarContinuous-v0"}, 90, "main"),
     "sac/double": ("sac", {}, 950, "main"),
     "sac/single dense": (
         "sac", {"env_id": f"{PENDULUM}Env-v0", "total_timesteps": 20_000, "gamma": 0.995,
@@ -79,6 +77,8 @@ for control, change in (
     ("all episodes cut at 300", {"min_episode_steps": 0, "max_episode_steps": 300}),
 ):
     TASKS[f"pofd/double, {control}"] = ("pofd", {**TASKS["pofd/double"][1], **change}, 950, "controls")
+DEFAULT = {key: TASKS["pofd/double"][1][key] for key in ("env_id", "total_timesteps")}
+TASKS["pofd/double, defaults otherwise"] = ("pofd", DEFAULT, 950, "controls")
 # Stable-Baselines3 with the settings of github.com/DLR-RM/rl-baselines3-zoo, hyperparams/{ppo,dqn,sac}.yml,
 # for CartPole-v1, Pendulum-v1 and InvertedDoublePendulumBulletEnv-v0 (there dense, 500,000 steps; here ours).
 PEERS = {

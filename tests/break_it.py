@@ -255,8 +255,8 @@ EXPERIMENTS = [
         "lambda 0",
         "Is it solved without the demonstrations?",
         (
-            "Two seeds of three are lost: PPO alone seldom meets the sparse reward, and without one all "
-            "advantages are noise (exploration). The third met it."
+            "All seeds are lost: PPO alone hardly ever meets the sparse reward, and without one all "
+            "advantages are noise (exploration)."
         ),
         settings=dict(reward_lambda=0.0),
     ),
@@ -265,8 +265,8 @@ EXPERIMENTS = [
         "D learns before its reward is read",
         "Does the order matter?",
         (
-            "It hardly matters to these three seeds (GAIL has this order). D judges a rollout that it has "
-            "just been trained on and pays less: V at the start ends at 13 to 14 in place of 17 to 21."
+            "It does not matter to these three seeds (GAIL has this order). D judges a rollout that it has "
+            "just been trained on and pays less: V at the start ends at 14 to 16 in place of 18 to 20."
         ),
         edits=(
             (UPDATE_D, ""),
