@@ -262,7 +262,7 @@ def make_envs(config):
     return gym.vector.SyncVectorEnv([partial(gym.make, spec, max_episode_steps=int(n)) for n in limits])
 
 def update(learner, optimizer, batch, config):
-    """Learn from a rollout: obs (B, obs_dim), action, log_prob, advantage and value target (B,).
+    """Learn from a rollout: obs and action (B, ...), their log_prob, advantage and value target (B,).
     Returns figures of the last minibatch. FloatingPointError if the loss or a gradient isn't finite."""
     for _ in range(config.update_epochs):
         index = torch.randperm(len(batch[0]), device=config.device)
@@ -286,8 +286,8 @@ def update(learner, optimizer, batch, config):
             "clip_fraction": ((ratio - 1).abs() > config.clip_coef).float().mean().item()}
 
 def update_discriminator(discriminator, optimizer, obs, action, demo_obs, demo_action, rng, config):
-    """Learn to tell the obs and action of a rollout from demonstrated ones; returns the last loss.
-    FloatingPointError if a loss isn't finite."""
+    """Learn to tell obs (B, obs_dim) and action (B, act_dim) of a rollout from (n, ...) demonstrated ones;
+    returns the last loss. FloatingPointError if a loss isn't finite."""
     for _ in range(config.discriminator_steps):
         index = rng.integers(len(obs), size=config.discriminator_batch_size)
         demo_index = rng.integers(len(demo_obs), size=config.discriminator_batch_size)

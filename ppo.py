@@ -109,7 +109,7 @@ def clipped_surrogate(log_prob, old_log_prob, advantage, clip_coef):
     return -torch.min(ratio * advantage, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantage).mean()
 
 def update(learner, optimizer, batch, config):
-    """Learn from a rollout: obs (B, obs_dim), action, log_prob, advantage and value target (B,).
+    """Learn from a rollout: obs and action (B, ...), their log_prob, advantage and value target (B,).
     Returns figures of the last minibatch. FloatingPointError if the loss or a gradient isn't finite."""
     for _ in range(config.update_epochs):
         index = torch.randperm(len(batch[0]), device=config.device)

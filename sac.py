@@ -269,7 +269,7 @@ def update_critic(critic, target_critic, actor, log_alpha, optimizer, batch, con
     return loss.item()
 
 def update_actor(actor, critic, log_alpha, optimizer, obs, target_entropy):
-    """A gradient step of policy and temperature on fresh actions; returns the policy's loss."""
+    """A gradient step of policy and temperature for obs (B, obs_dim); returns the policy's loss."""
     critic.requires_grad_(False)
     action, log_prob = actor.sample(obs)
     loss = actor_loss(critic, obs, action, log_prob, log_alpha.detach().exp())

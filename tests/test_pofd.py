@@ -336,7 +336,9 @@ DOUBLE |= dict(gamma=0.998, reward_scale=0.02, end_learning_rate=0.5)  # the REA
 DOUBLE |= dict(min_episode_steps=25, max_episode_steps=1_000)
 
 
-LOST = pytest.mark.xfail(reason="known: this seed ends at 300 of 500, the README says so", strict=False)
+LOST = pytest.mark.xfail(
+    reason="known: this seed ends at 300 of 500, the README says so", raises=AssertionError
+)
 
 
 @pytest.mark.learning
