@@ -286,8 +286,8 @@ def update(learner, optimizer, batch, config):
             "clip_fraction": ((ratio - 1).abs() > config.clip_coef).float().mean().item()}
 
 def update_discriminator(discriminator, optimizer, obs, action, demo_obs, demo_action, rng, config):
-    """Learn to tell obs (B, obs_dim) and action (B, act_dim) of a rollout from (n, ...) demonstrated ones;
-    returns the last loss. FloatingPointError if a loss isn't finite."""
+    """Learn to tell obs (B, obs_dim) and action (B, act_dim) of a rollout from (n, ...) demonstrated ones.
+    Returns the last loss. FloatingPointError if a loss isn't finite."""
     for _ in range(config.discriminator_steps):
         index = rng.integers(len(obs), size=config.discriminator_batch_size)
         demo_index = rng.integers(len(demo_obs), size=config.discriminator_batch_size)
