@@ -6,7 +6,7 @@ env.step -> obs, action, reward (T, N) -> reward + lambda imitation_reward -> ga
             obs, action and demonstrations -> discriminator_loss -> Adam
 """
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.10,<3.12"
 # dependencies = ["torch==2.13.0", "gymnasium==1.4.0", "numpy==2.2.6", "pybullet==3.2.7"]
 # ///
 import argparse
@@ -14,7 +14,6 @@ import copy
 import os
 import time
 from dataclasses import dataclass, fields
-from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -45,9 +44,8 @@ class Config:
     vf_coef: float = 0.5  # weight of the value loss
     ent_coef: float = 0.0  # weight of the entropy bonus
     averaging: float = 0.1  # the agent returned is the mean over about this share of the updates; 0: the last
-    reward_scale: float = 0.03  # times the reward, for learning only
-    max_episode_steps: int = 400  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
-    min_episode_steps: int = 0  # the same for the last environment, others lie between; 0: all truncate alike
+    reward_scale: float = 0.01  # times the reward, for learning only
+    restarts: float = 0.25  # share of the environments that start afresh with each rollout; 0: at ends only
     demo: str = ""  # .npz of demonstrations; empty: demos/<env id>.npz beside this file
     reward_lambda: float = 0.1  # times the imitation reward, added to the environment's
     discriminator_steps: int = 20  # gradient steps of the discriminator per rollout
@@ -61,11 +59,11 @@ class Config:
         return self.demo or os.path.join(os.path.dirname(os.path.abspath(__file__)), "demos", name)
 
     def __post_init__(self):
+        shares = "end_learning_rate", "gamma", "gae_lambda", "averaging", "restarts"
         for name, value in vars(self).items():
-            optional = name in ("seed", "max_episode_steps", "min_episode_steps")
-            low = 1 if type(getattr(Config, name)) is int and not optional else 0
-            high = self.num_envs * (self.num_steps // 2) if name == "num_minibatches" else np.inf
-            high = 1 if name in ("end_learning_rate", "gamma", "gae_lambda", "averaging") else high
+            low = 1 if type(getattr(Config, name)) is int and name != "seed" else 0
+            high = 1 if name in shares else np.inf
+            high = self.num_envs * (self.num_steps // 2) if name == "num_minibatches" else high
             if not isinstance(value, str) and not low <= value <= high:
                 raise ValueError(f"{name} is {value}, expected {low} to {high}")
 
@@ -96,9 +94,10 @@ class PendulumVectorEnv(gym.vector.VectorEnv):
             self.bodies.append(body)
 
     def reset(self, *, seed=None, options=None):
+        """Start all anew, or those of the mask `options["reset_mask"]`."""
         super().reset(seed=seed)
-        self.done[:] = True
-        return self.step(np.zeros((self.num_envs, 1)))[0], {}
+        fresh = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
+        return self.observe(fresh)[0], {}
 
     def step(self, actions):
         """Move every pendulum on by 16.5 ms; one that was done starts anew instead, ignoring its action."""
@@ -106,7 +105,12 @@ class PendulumVectorEnv(gym.vector.VectorEnv):
             torque = action * (200 if self.double else 100)
             pybullet.setJointMotorControl2(body, 0, pybullet.TORQUE_CONTROL, force=torque, **self.world)
         pybullet.stepSimulation(**self.world)
-        fresh, self.steps = self.done, np.where(self.done, 0, self.steps + 1)
+        self.steps += 1
+        return self.observe(self.done)
+
+    def observe(self, fresh):
+        """What `step` returns, once those of the mask `fresh` have been started anew."""
+        self.steps[fresh] = 0
         for i in np.flatnonzero(fresh):
             start = 0, *self.np_random.uniform(-0.1, 0.1, len(self.joints) - 1)
             for joint, position in zip(self.joints, start):
@@ -248,19 +252,6 @@ def imitation_reward(logits):
     """-log D(s, a): large where D takes the agent for the demonstrations. No gradient flows back."""
     return -nn.functional.logsigmoid(logits.detach())
 
-def make_envs(config):
-    """N environments that truncate after `max_episode_steps`, or their own limit if that is lower; with
-    `min_episode_steps` each at a length between the two: short ones for many starts, long ones for drifts."""
-    spec, N = gym.make(config.env_id).spec, config.num_envs
-    longest = min(filter(None, (config.max_episode_steps, spec.max_episode_steps)), default=0)
-    if not longest or not config.min_episode_steps:
-        limit = {"max_episode_steps": longest} if longest else {}
-        return gym.make_vec(config.env_id, num_envs=N, **limit)
-    limits = np.geomspace(longest, min(config.min_episode_steps, longest), N).round().astype(int)
-    if spec.vector_entry_point:
-        return gym.make_vec(config.env_id, num_envs=N, max_episode_steps=limits)
-    return gym.vector.SyncVectorEnv([partial(gym.make, spec, max_episode_steps=int(n)) for n in limits])
-
 def update(learner, optimizer, batch, config):
     """Learn from a rollout: obs and action (B, ...), their log_prob, advantage and value target (B,).
     Returns figures of the last minibatch. FloatingPointError if the loss or a gradient isn't finite."""
@@ -318,7 +309,7 @@ def train(config, report=print_progress, agent=None):
         discriminator = Discriminator(*demo, config.hidden_size).to(config.device)
     d_optimizer = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, fused=True)
     rng = np.random.default_rng(config.seed)  # of the discriminator's minibatches
-    envs = gym.wrappers.vector.RecordEpisodeStatistics(make_envs(config))
+    envs = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(config.env_id, num_envs=config.num_envs))
     T, N = config.num_steps, config.num_envs
     obs, done = np.zeros((T + 1, *envs.observation_space.shape), np.float32), np.zeros((T + 1, N), bool)
     action, executed = np.zeros((2, T, *envs.action_space.shape), np.float32)  # drawn; clipped
@@ -329,6 +320,10 @@ def train(config, report=print_progress, agent=None):
     while step < config.total_timesteps:
         rate = config.learning_rate * max(config.end_learning_rate, 1 - step / config.total_timesteps)
         optimizer.param_groups[0]["lr"] = rate
+        restart = (np.arange(N) < config.restarts * N) & ~done[T]  # rollouts end in a bootstrap anyway
+        if step and restart.any():
+            obs[T], _ = envs.env.reset(options={"reset_mask": restart})
+            envs.episode_returns[restart] = 0  # SyncVectorEnv would hide the mask from this wrapper
         obs[0], done[0] = obs[T], done[T]
         for t in range(T):
             action[t] = learner.act(obs[t], greedy=False)

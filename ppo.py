@@ -1,6 +1,6 @@
 """PPO (Schulman et al. 2017, arXiv:1707.06347): policy gradients, kept close to the policy that saw the data.
 
-`python ppo.py` solves CartPole-v1: greedy return 500.0 of 500 after 32,768 steps.
+`python ppo.py` solves CartPole-v1: greedy return 500.0 of 500 after 40,960 steps.
 env.step -> obs, action, reward (T, N) -> gae -> clipped_surrogate + value loss - entropy -> Adam -> average
 """
 # /// script
@@ -25,7 +25,7 @@ class Config:
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:id; flat Box observations, Discrete or Box actions
     seed: int = 1  # of weights, environments, actions and minibatches
     device: str = "cpu"  # or cuda
-    total_timesteps: int = 32_768  # environment steps, all environments together
+    total_timesteps: int = 40_960  # environment steps, all environments together
     num_envs: int = 32  # N, environments side by side
     num_steps: int = 32  # T, steps of each environment between updates
     hidden_size: int = 64  # units in each of the two hidden layers
@@ -45,8 +45,8 @@ class Config:
     def __post_init__(self):
         for name, value in vars(self).items():
             low = 1 if type(getattr(Config, name)) is int and name != "seed" else 0
-            high = self.num_envs * (self.num_steps // 2) if name == "num_minibatches" else np.inf
-            high = 1 if name in ("end_learning_rate", "gamma", "gae_lambda", "averaging") else high
+            high = 1 if name in ("end_learning_rate", "gamma", "gae_lambda", "averaging") else np.inf
+            high = self.num_envs * (self.num_steps // 2) if name == "num_minibatches" else high
             if not isinstance(value, str) and not low <= value <= high:
                 raise ValueError(f"{name} is {value}, expected {low} to {high}")
 

@@ -8,7 +8,7 @@ White noise hardly moves a cart at 60 steps a second, and what a slow drift cost
 noise is correlated in time. One step's action changes Q by less than the critic errs: actors are averaged.
 """
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.10,<3.12"
 # dependencies = ["torch==2.13.0", "gymnasium==1.4.0", "numpy==2.2.6", "pybullet==3.2.7"]
 # ///
 import argparse
@@ -90,9 +90,10 @@ class PendulumVectorEnv(gym.vector.VectorEnv):
             self.bodies.append(body)
 
     def reset(self, *, seed=None, options=None):
+        """Start all anew, or those of the mask `options["reset_mask"]`."""
         super().reset(seed=seed)
-        self.done[:] = True
-        return self.step(np.zeros((self.num_envs, 1)))[0], {}
+        fresh = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
+        return self.observe(fresh)[0], {}
 
     def step(self, actions):
         """Move every pendulum on by 16.5 ms; one that was done starts anew instead, ignoring its action."""
@@ -100,7 +101,12 @@ class PendulumVectorEnv(gym.vector.VectorEnv):
             torque = action * (200 if self.double else 100)
             pybullet.setJointMotorControl2(body, 0, pybullet.TORQUE_CONTROL, force=torque, **self.world)
         pybullet.stepSimulation(**self.world)
-        fresh, self.steps = self.done, np.where(self.done, 0, self.steps + 1)
+        self.steps += 1
+        return self.observe(self.done)
+
+    def observe(self, fresh):
+        """What `step` returns, once those of the mask `fresh` have been started anew."""
+        self.steps[fresh] = 0
         for i in np.flatnonzero(fresh):
             start = 0, *self.np_random.uniform(-0.1, 0.1, len(self.joints) - 1)
             for joint, position in zip(self.joints, start):

@@ -51,9 +51,9 @@ TASKS = {  # name: script, settings other than its defaults, return that counts 
     "pofd/single": ("pofd", {}, 475, "main"),
     "pofd/double": (
         "pofd", {"env_id": f"{DOUBLE}SparseEnv-v0", "total_timesteps": 79_872, "gamma": 0.998,
-                 "reward_scale": 0.02, "end_learning_rate": 0.5, "min_episode_steps": 25,
-                 "max_episode_steps": 1_000}, 950, "main"),
-    "pofd/mountain car": ("pofd", {"env_id": "MountainCarContinuous-v0"}, 90, "main"),
+                 "reward_scale": 0.03, "end_learning_rate": 0.5, "restarts": 0.75}, 950, "main"),
+    "pofd/mountain car": (
+        "pofd", {"env_id": "MountainCarContinuous-v0", "reward_scale": 0.03, "restarts": 0.0}, 90, "main"),
     "sac/double": ("sac", {}, 950, "main"),
     "sac/single dense": (
         "sac", {"env_id": f"{PENDULUM}Env-v0", "total_timesteps": 20_000, "gamma": 0.995,
@@ -74,7 +74,7 @@ for name, (script, changes, threshold, _) in [task for task in TASKS.items() if 
         TASKS[f"{name}, {control}"] = (script, {**changes, **change}, threshold, "controls")
 for control, change in (
     ("the last policy (no average)", {"averaging": 0.0}),
-    ("all episodes cut at 300", {"min_episode_steps": 0, "max_episode_steps": 300}),
+    ("no restarts", {"restarts": 0.0}),
 ):
     TASKS[f"pofd/double, {control}"] = ("pofd", {**TASKS["pofd/double"][1], **change}, 950, "controls")
 DEFAULT = {key: TASKS["pofd/double"][1][key] for key in ("env_id", "total_timesteps")}

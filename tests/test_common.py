@@ -53,7 +53,7 @@ TINY = {
         dict(seed=2, total_timesteps=192, num_envs=8, num_steps=8, hidden_size=8, learning_rate=1e-2,
              max_grad_norm=1e-2, gamma=0.5, gae_lambda=0.5, update_epochs=2, num_minibatches=3,
              clip_coef=1e-3, vf_coef=2.0, ent_coef=0.1, averaging=1.0, reward_scale=1.0, reward_lambda=0.0,
-             max_episode_steps=3, min_episode_steps=2, end_learning_rate=1.0,
+             restarts=0.0, end_learning_rate=1.0,
              discriminator_steps=5, discriminator_batch_size=32, discriminator_learning_rate=0.0,
              demo=demonstrations(2), env_id="InvertedPendulumPyBulletSparseEnv-v0"),
     ),
@@ -215,11 +215,11 @@ def test_every_flag_reaches_its_setting(script, monkeypatch):
 
 
 SHARES = (
-    "gamma gae_lambda tau averaging start_e end_e exploration_fraction end_learning_rate noise_correlation"
+    "gamma gae_lambda tau averaging start_e end_e exploration_fraction end_learning_rate noise_correlation "
+    "restarts"
 )
 LIMITS = dict.fromkeys(SHARES.split(), (0.0, 1.0)) | {"alpha": (1e-30, np.inf)}
-LIMITS |= dict.fromkeys(("seed", "learning_starts"), (0, np.inf))
-LIMITS |= dict.fromkeys(("max_episode_steps", "min_episode_steps"), (0, np.inf))
+LIMITS |= dict.fromkeys(("seed", "learning_starts", "max_episode_steps"), (0, np.inf))
 LIMITS |= {"num_minibatches": (1, 60)}  # half of 6 steps of 20 environments
 
 
@@ -294,7 +294,7 @@ def test_reported_return_is_the_mean_of_whole_episodes(script):
     last = {}
     for name in "Lengths", "Endless":
         settings = {"env_id": f"probes:{name}{'Box' * (script in BOX_ONLY)}-v0", "total_timesteps": 192}
-        settings |= {"demo": demonstrations(2)} if script == "pofd" else {}
+        settings |= {"demo": demonstrations(2), "restarts": 0.0} if script == "pofd" else {}
         module, config = make(script, **settings, seed=5, reward_scale=0.5)
         module.train(config, report=lambda row, name=name: last.update({name: row}))
     returns, steps = [], 192 // config.num_envs
@@ -355,19 +355,6 @@ def test_evaluate_counts_one_episode_each(script):
     returns = module.evaluate(getattr(module, network)(config), env_id, 30, seed=7)
     lengths = [np.random.default_rng(7 + i).integers(2, 9) for i in range(30)]
     assert returns.tolist() == lengths and len(set(lengths)) == 7
-
-
-@pytest.mark.parametrize("script", ["pofd", "sac"])
-@pytest.mark.parametrize(
-    "probe, limit, length",
-    [("Limited", 0, 5), ("Limited", 3, 3), ("Limited", 200, 5), ("Endless", 3, 3), ("Endless", 0, 10_000)],
-)
-def test_training_episodes_are_truncated_by_the_shorter_limit(script, probe, limit, length):
-    env_id, rows = f"probes:{probe}{'Box' * (script in BOX_ONLY)}-v0", []
-    demo = {"demo": demonstrations(2)} if script == "pofd" else {}
-    module, config = make(script, env_id=env_id, total_timesteps=128, num_envs=4, **demo)
-    module.train(dataclasses.replace(config, max_episode_steps=limit), report=rows.append)
-    assert rows[-1]["episodes"] == 4 * ((rows[-1]["step"] // 4 + 1) // (length + 1))  # one step is a reset
 
 
 NETWORKS = {"dqn": "QNetwork", "ppo": "ActorCritic", "pofd": "ActorCritic", "sac": "Actor"}
@@ -498,7 +485,7 @@ def test_resets_are_not_learned_from(script, monkeypatch):
     )
     settings = dict(num_envs=2, num_steps=3, total_timesteps=24, update_epochs=1, num_minibatches=1)
     settings |= dict(env_id="probes:AlternatingBox-v0") | (
-        dict(demo=demonstrations(2)) if script == "pofd" else {}
+        dict(demo=demonstrations(2), restarts=0.0) if script == "pofd" else {}
     )
     train(script, **settings)
     assert sizes == [6, 4, 4, 4]

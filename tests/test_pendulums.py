@@ -260,3 +260,33 @@ def test_double_pays_from_a_height_of_089(module):
             assert (reward == (np.array(tips) >= 0.89))[~fresh].all()
             close += np.sum((np.abs(np.array(tips) - 0.89) < 0.01) & ~fresh)
     assert close > 50
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("double", [False, True])
+def test_a_mask_starts_some_afresh_and_leaves_the_others_alone(module, double):
+    one, other = pendulums(module, 4, double), pendulums(module, 4, double)
+    push, mask = np.full((4, 1), 0.3, np.float32), np.array([True, False, False, True])
+    for envs in one, other:
+        envs.reset(seed=1)
+        for _ in range(5):
+            last = envs.step(push)[0]
+    now = one.reset(options={"reset_mask": mask})[0]
+    assert (now[~mask] == last[~mask]).all() and (now[mask, :2] == 0).all()
+    assert one.steps.tolist() == [0, 5, 5, 0]
+    for _ in range(5):
+        a, b = one.step(push)[0], other.step(push)[0]
+        assert (a[~mask] == b[~mask]).all() and (a[mask] != b[mask]).any(1).all()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_one_that_is_done_and_not_in_the_mask_starts_afresh_at_its_next_step(module):
+    envs = pendulums(module, 2, False, max_episode_steps=3)
+    envs.reset(seed=1)
+    for _ in range(3):
+        _, _, terminated, truncated, _ = envs.step(np.zeros((2, 1), np.float32))
+    assert truncated.all() and not terminated.any()
+    envs.reset(options={"reset_mask": np.array([True, False])})
+    assert envs.done.tolist() == [False, True]
+    obs, _, terminated, truncated, _ = envs.step(np.zeros((2, 1), np.float32))
+    assert envs.steps.tolist() == [1, 0] and (obs[1, :2] == 0).all() and not (terminated | truncated).any()

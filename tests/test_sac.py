@@ -223,6 +223,16 @@ def test_noise_is_correlated_in_time(correlation, monkeypatch):
     assert (noise[1:] * noise[:-1]).mean().item() == pytest.approx(correlation, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    "probe, limit, length",
+    [("Limited", 0, 5), ("Limited", 3, 3), ("Limited", 200, 5), ("Endless", 3, 3), ("Endless", 0, 10_000)],
+)
+def test_training_episodes_are_truncated_by_the_shorter_limit(probe, limit, length):
+    rows, settings = [], {**TINY, "num_envs": 4, "total_timesteps": 128}
+    sac.train(sac.Config(f"probes:{probe}Box-v0", **settings, max_episode_steps=limit), report=rows.append)
+    assert rows[-1]["episodes"] == 4 * ((rows[-1]["step"] // 4 + 1) // (length + 1))  # one step is a reset
+
+
 def test_training_episodes_are_truncated(monkeypatch):
     buffers, init = [], sac.ReplayBuffer.__init__
     monkeypatch.setattr(sac.ReplayBuffer, "__init__", lambda self, *a: buffers.append(self) or init(self, *a))
