@@ -66,8 +66,8 @@ class QNetwork(nn.Sequential):
         torch.set_num_threads(1)  # networks of this size are faster on one core
         torch.manual_seed(config.seed)
         super().__init__(
-            nn.Linear(obs_space.shape[0], hidden_size), nn.LayerNorm(hidden_size), nn.ReLU(),
-            nn.Linear(hidden_size, hidden_size), nn.LayerNorm(hidden_size), nn.ReLU(),
+            nn.Linear(obs_space.shape[0], hidden_size), nn.ReLU(),
+            nn.Linear(hidden_size, hidden_size), nn.ReLU(),
             nn.Linear(hidden_size, int(action_space.n)))
         bound = np.maximum(np.maximum(-obs_space.low, obs_space.high), 0.01)  # that of CartPole's x is 4.8
         with torch.no_grad():

@@ -105,19 +105,6 @@ EXPERIMENTS = [
     ),
     Experiment(
         "dqn",
-        "no LayerNorm",
-        "Does the network need its normalisation?",
-        (
-            "It does not matter to these five seeds: Q at the start ends at 10.9 at most, where 10 is "
-            "the bound."
-        ),
-        edits=(
-            ("shape[0], hidden_size), nn.LayerNorm(hidden_size)", "shape[0], hidden_size)"),
-            ("(hidden_size, hidden_size), nn.LayerNorm(hidden_size)", "(hidden_size, hidden_size)"),
-        ),
-    ),
-    Experiment(
-        "dqn",
         "rewards not scaled",
         "Does the Huber loss care about the unit of reward?",
         (
