@@ -152,10 +152,10 @@ class PendulumEnv(gym.Env):
         return obs[0], float(reward[0]), bool(terminated[0]), False, {}
 
     def render(self):
-        camera = {"viewMatrix": pybullet.computeViewMatrix((0, -2, 0.6), (0, 0, 0.4), (0, 0, 1)),
-                  "projectionMatrix": pybullet.computeProjectionMatrixFOV(60, 4 / 3, 0.1, 10)}
-        camera |= {"renderer": pybullet.ER_TINY_RENDERER, **self.envs.world}
-        image = pybullet.getCameraImage(320, 240, **camera)[2]
+        view = pybullet.computeViewMatrix((0, -2, 0.6), (0, 0, 0.4), (0, 0, 1))
+        lens = pybullet.computeProjectionMatrixFOV(60, 4 / 3, 0.1, 10)
+        renderer = {"renderer": pybullet.ER_TINY_RENDERER, **self.envs.world}  # needs no screen
+        image = pybullet.getCameraImage(320, 240, view, lens, **renderer)[2]
         return np.reshape(image, (240, 320, 4))[..., :3].astype(np.uint8)
 
 for double, threshold in (False, 475), (True, 950):
