@@ -50,9 +50,8 @@ TASKS = {  # name: script, settings other than its defaults, return that counts 
     "ppo/single dense": ("ppo", {"env_id": f"sac:{PENDULUM}Env-v0"}, 950, "main"),
     "pofd/single": ("pofd", {}, 475, "main"),
     "pofd/double": (
-        "pofd", {"env_id": f"{DOUBLE}SparseEnv-v0", "total_timesteps": 79_872, "learning_rate": 0.002,
-                 "end_learning_rate": 0.5, "gamma": 0.998, "reward_scale": 0.03, "restarts": 0.5},
-        950, "main"),
+        "pofd", {"env_id": f"{DOUBLE}SparseEnv-v0", "total_timesteps": 79_872, "gamma": 0.998,
+                 "end_learning_rate": 0.25, "reward_scale": 0.03, "restarts": 0.5}, 950, "main"),
     "pofd/mountain car": (
         "pofd", {"env_id": "MountainCarContinuous-v0", "reward_scale": 0.03, "restarts": 0.0}, 90, "main"),
     "sac/double": ("sac", {}, 950, "main"),
