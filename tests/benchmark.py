@@ -51,7 +51,8 @@ TASKS = {  # name: script, settings other than its defaults, return that counts 
     "pofd/single": ("pofd", {}, 475, "main"),
     "pofd/double": (
         "pofd", {"env_id": f"{DOUBLE}SparseEnv-v0", "total_timesteps": 79_872, "gamma": 0.998,
-                 "end_learning_rate": 0.25, "reward_scale": 0.03, "restarts": 0.5}, 950, "main"),
+                 "learning_rate": 0.0025, "end_learning_rate": 0.5, "reward_scale": 0.03,
+                 "restarts": 0.5}, 950, "main"),
     "pofd/mountain car": (
         "pofd", {"env_id": "MountainCarContinuous-v0", "reward_scale": 0.03, "restarts": 0.0}, 90, "main"),
     "sac/double": ("sac", {}, 950, "main"),
