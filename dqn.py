@@ -1,6 +1,6 @@
 """DQN (Mnih et al. 2015, doi:10.1038/nature14236): learn Q(s, a) from replayed transitions, act greedily.
 
-`python dqn.py` solves CartPole-v1: greedy return 500.0 of 500 after 112,000 steps.
+`python dqn.py` solves CartPole-v1: 500.0 of 500 after 112,000 steps, nine seeds of ten (the tenth is lost).
 env.step -> ReplayBuffer.add -> ReplayBuffer.sample -> td_loss -> Adam -> target network
 
 DQN's policies come and go. What helps this one to stay: a large epsilon of Adam's, or else steps of full size
