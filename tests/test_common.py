@@ -34,7 +34,7 @@ def demonstrations(obs_dim):
 TINY = {
     "dqn": (
         dict(total_timesteps=640, num_envs=4, hidden_size=16, batch_size=16, learning_starts=100,
-             buffer_size=200, learning_rate=2e-2),
+             buffer_size=200, learning_rate=2e-2, train_frequency=4),
         dict(seed=2, total_timesteps=600, num_envs=8, hidden_size=8, learning_rate=1e-2, reward_scale=1.0,
              gamma=0.5, buffer_size=50, batch_size=8, learning_starts=200, train_frequency=8,
              target_network_frequency=3, tau=1.0, start_e=0.5, end_e=0.5, exploration_fraction=0.9,
