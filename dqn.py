@@ -29,7 +29,7 @@ class Config:
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:id; flat Box observations, Discrete actions
     seed: int = 1  # of weights, environments, exploration and replay
     device: str = "cpu"  # or cuda
-    total_timesteps: int = 112_000  # environment steps, all environments together
+    total_timesteps: int = 160_000  # environment steps, all environments together, unless solved before
     num_envs: int = 32  # environments side by side
     hidden_size: int = 128  # units in each of the two hidden layers
     learning_rate: float = 2e-3  # of Adam, annealed linearly to zero
@@ -45,6 +45,7 @@ class Config:
     end_e: float = 0.05  # epsilon after annealing
     exploration_fraction: float = 0.1  # share of total_timesteps over which epsilon is annealed
     double: bool = False  # Double DQN (van Hasselt et al. 2016)
+    train_on: bool = False  # to the last step, also when the environment counts as solved
 
     def __post_init__(self):
         shares = "gamma", "tau", "start_e", "end_e", "exploration_fraction"
@@ -72,6 +73,7 @@ class QNetwork(nn.Sequential):
         bound = np.maximum(np.maximum(-obs_space.low, obs_space.high), 0.01)  # that of CartPole's x is 4.8
         with torch.no_grad():
             self[0].weight *= torch.as_tensor(np.where(bound < 1e6, 4.8 / bound, 1), dtype=torch.float32)
+        self.steps = 0  # of training
         self.to(config.device)
 
     @torch.inference_mode()
@@ -124,6 +126,7 @@ def train(config, report=print_progress, agent=None):
     target_network = copy.deepcopy(agent).requires_grad_(False)
     optimizer = torch.optim.Adam(agent.parameters(), eps=1e-3, fused=True)  # with 1e-8 it would step on noise
     envs = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(config.env_id, num_envs=config.num_envs))
+    solved_return = np.inf if config.train_on else envs.spec.reward_threshold or np.inf
     rng = np.random.default_rng(config.seed)
     obs, _ = envs.reset(seed=config.seed)
     buffer = ReplayBuffer(config.buffer_size, obs.shape[1])
@@ -143,6 +146,7 @@ def train(config, report=print_progress, agent=None):
         transitions = obs, action, config.reward_scale * reward, next_obs, terminated
         buffer.add(*(array[stored] for array in transitions))
         obs, done = next_obs, terminated | truncated
+        agent.steps = step
 
         optimizer.param_groups[0]["lr"] = config.learning_rate * max(0, 1 - progress)
         while updates < (step - config.learning_starts) // config.train_frequency:
@@ -158,11 +162,16 @@ def train(config, report=print_progress, agent=None):
                 for target_weight, weight in zip(target_network.parameters(), agent.parameters()):
                     target_weight.data.lerp_(weight.data, config.tau)
 
+        recent = list(envs.return_queue)[-config.num_envs:]
+        solved = (step % (100 * config.num_envs) == 0 and np.mean(recent or np.nan) >= solved_return
+                  and evaluate(agent, config.env_id, 100, config.seed + 20_000).min() >= solved_return)
         seconds = time.perf_counter() - start
-        if seconds > reported + 1 or step >= config.total_timesteps:
+        if seconds > reported + 1 or solved or step >= config.total_timesteps:
             reported, mean_return = seconds, float(np.mean(envs.return_queue or np.nan))
             report({"step": step, "episodes": int(envs.episode_count), "return": mean_return,
                     "td_loss": loss.item(), "epsilon": float(epsilon), "seconds": seconds})
+        if solved:
+            break
     envs.close()
     return agent
 
@@ -194,6 +203,7 @@ def main(argv=None):
         agent = QNetwork(config)
         if load:
             agent.load_state_dict(saved[f"dqn.py {config.env_id}"])  # another script or task: another key
+            agent.steps = int(saved["steps"])
         if save and (os.path.isdir(save) or not os.access((os.path.dirname(save) or ".") + "/", os.W_OK)):
             raise ValueError(f"{save}: cannot be written, expected a file in an existing folder")
     except Exception as error:
@@ -206,8 +216,8 @@ def main(argv=None):
         parser.exit(1, f"dqn.py: error: {error}\n")
     if save:
         try:
-            saved = {"config": vars(config), f"dqn.py {config.env_id}": agent.state_dict()}
-            torch.save(saved, f"{save}.tmp")
+            weights = {f"dqn.py {config.env_id}": agent.state_dict()}
+            torch.save({"config": vars(config), "steps": agent.steps, **weights}, f"{save}.tmp")
             os.replace(f"{save}.tmp", save)  # at no moment is there half a file
         except Exception as error:  # a full disk, say
             parser.exit(1, f"dqn.py: error: {save}: not written: {str(error).splitlines()[0]}\n")
@@ -215,7 +225,7 @@ def main(argv=None):
         parser.exit(130)
     returns = evaluate(agent, config.env_id, 100, config.seed + 10_000)
     print(f"dqn.py {config.env_id} seed {config.seed}: return {returns.mean():.1f} +- {returns.std():.1f} "
-          f"(min {returns.min():g}) over {len(returns)} episodes, {config.total_timesteps:,} steps, "
+          f"(min {returns.min():g}) over {len(returns)} episodes, {agent.steps:,} steps, "
           f"{time.perf_counter() - start:.1f} s")
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Config:
     env_id: str = "InvertedPendulumPyBulletSparseEnv-v0"  # or module:id; flat Box observations and actions
     seed: int = 1  # of weights, environments, actions and minibatches
     device: str = "cpu"  # or cuda
-    total_timesteps: int = 39_936  # environment steps, all environments together
+    total_timesteps: int = 39_936  # environment steps, all environments together, unless solved before
     num_envs: int = 16  # N, environments side by side
     num_steps: int = 64  # T, steps of each environment between updates
     hidden_size: int = 64  # units in each of the two hidden layers
@@ -45,6 +45,7 @@ class Config:
     ent_coef: float = 0.0  # weight of the entropy bonus
     averaging: float = 0.1  # the agent returned is the mean over about this share of the updates; 0: the last
     reward_scale: float = 0.01  # times the reward, for learning only
+    train_on: bool = False  # to the last step, also when the environment counts as solved
     restarts: float = 0.25  # share of the environments that start afresh with each rollout; 0: at ends only
     demo: str = ""  # .npz of demonstrations; empty: demos/<env id>.npz beside this file
     reward_lambda: float = 0.1  # times the imitation reward, added to the environment's
@@ -188,6 +189,7 @@ class ActorCritic(nn.Module):
         self.actor = mlp(obs_space.shape[0], hidden_size, outputs, gain=0.01)  # a Gaussian's mean
         self.critic = mlp(obs_space.shape[0], hidden_size, 1, gain=1.0)
         self.log_std = nn.Parameter(torch.zeros(outputs))  # one for all states
+        self.steps = 0  # of training
         self.to(config.device)
 
     def policy(self, obs):
@@ -310,6 +312,7 @@ def train(config, report=print_progress, agent=None):
     d_optimizer = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, fused=True)
     rng = np.random.default_rng(config.seed)  # of the discriminator's minibatches
     envs = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(config.env_id, num_envs=config.num_envs))
+    solved_return = np.inf if config.train_on else envs.spec.reward_threshold or np.inf
     T, N = config.num_steps, config.num_envs
     obs, done = np.zeros((T + 1, *envs.observation_space.shape), np.float32), np.zeros((T + 1, N), bool)
     action, executed = np.zeros((2, T, *envs.action_space.shape), np.float32)  # drawn; clipped
@@ -347,16 +350,22 @@ def train(config, report=print_progress, agent=None):
         share = 1 / max(1, config.averaging * step / (T * N))
         for average, weight in zip(agent.parameters(), learner.parameters()):
             average.data.lerp_(weight.data, share)
+        agent.steps = step
 
         pairs = [s[:-1][stored], e[stored], *demo]
         d_loss = update_discriminator(discriminator, d_optimizer, *pairs, rng, config)
 
+        recent = list(envs.return_queue)[-N:]
+        solved = (done[1:].any() and np.mean(recent or np.nan) >= solved_return
+                  and evaluate(agent, config.env_id, 20, config.seed + 20_000).min() >= solved_return)
         seconds = time.perf_counter() - start
-        if seconds > reported + 1 or step >= config.total_timesteps:
+        if seconds > reported + 1 or solved or step >= config.total_timesteps:
             reported, mean_return = seconds, float(np.mean(envs.return_queue or np.nan))
             report({"step": step, "episodes": int(envs.episode_count), "return": mean_return, **figures,
                     "discriminator_loss": d_loss, "imitation_reward": imitation[stored].mean().item(),
                     "seconds": seconds})
+        if solved:
+            break
     envs.close()
     return agent
 
@@ -389,6 +398,7 @@ def main(argv=None):
         load or load_demonstrations(config.demo_path, agent.obs_dim, agent.action_space)
         if load:
             agent.load_state_dict(saved[f"pofd.py {config.env_id}"])  # another script or task: another key
+            agent.steps = int(saved["steps"])
         if save and (os.path.isdir(save) or not os.access((os.path.dirname(save) or ".") + "/", os.W_OK)):
             raise ValueError(f"{save}: cannot be written, expected a file in an existing folder")
     except Exception as error:
@@ -401,8 +411,8 @@ def main(argv=None):
         parser.exit(1, f"pofd.py: error: {error}\n")
     if save:
         try:
-            saved = {"config": vars(config), f"pofd.py {config.env_id}": agent.state_dict()}
-            torch.save(saved, f"{save}.tmp")
+            weights = {f"pofd.py {config.env_id}": agent.state_dict()}
+            torch.save({"config": vars(config), "steps": agent.steps, **weights}, f"{save}.tmp")
             os.replace(f"{save}.tmp", save)  # at no moment is there half a file
         except Exception as error:  # a full disk, say
             parser.exit(1, f"pofd.py: error: {save}: not written: {str(error).splitlines()[0]}\n")
@@ -410,7 +420,7 @@ def main(argv=None):
         parser.exit(130)
     returns = evaluate(agent, config.env_id, 20, config.seed + 10_000)
     print(f"pofd.py {config.env_id} seed {config.seed}: return {returns.mean():.1f} +- {returns.std():.1f} "
-          f"(min {returns.min():g}) over {len(returns)} episodes, {config.total_timesteps:,} steps, "
+          f"(min {returns.min():g}) over {len(returns)} episodes, {agent.steps:,} steps, "
           f"{time.perf_counter() - start:.1f} s")
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Config:
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:id; flat Box observations, Discrete or Box actions
     seed: int = 1  # of weights, environments, actions and minibatches
     device: str = "cpu"  # or cuda
-    total_timesteps: int = 40_960  # environment steps, all environments together
+    total_timesteps: int = 65_536  # environment steps, all environments together, unless solved before
     num_envs: int = 32  # N, environments side by side
     num_steps: int = 32  # T, steps of each environment between updates
     hidden_size: int = 64  # units in each of the two hidden layers
@@ -41,6 +41,7 @@ class Config:
     ent_coef: float = 0.0  # weight of the entropy bonus
     averaging: float = 0.1  # the agent returned is the mean over about this share of the updates; 0: the last
     reward_scale: float = 0.1  # times the reward, for learning only
+    train_on: bool = False  # to the last step, also when the environment counts as solved
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -78,6 +79,7 @@ class ActorCritic(nn.Module):
         self.actor = mlp(obs_space.shape[0], hidden_size, outputs, gain=0.01)  # logits, or a Gaussian's mean
         self.critic = mlp(obs_space.shape[0], hidden_size, 1, gain=1.0)
         self.log_std = None if self.discrete else nn.Parameter(torch.zeros(outputs))  # one for all states
+        self.steps = 0  # of training
         self.to(config.device)
 
     def policy(self, obs):
@@ -144,6 +146,7 @@ def train(config, report=print_progress, agent=None):
     learner = copy.deepcopy(agent)  # this one acts and learns, the agent is its average
     optimizer = torch.optim.Adam(learner.parameters(), eps=1e-5, fused=True)
     envs = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(config.env_id, num_envs=config.num_envs))
+    solved_return = np.inf if config.train_on else envs.spec.reward_threshold or np.inf
     T, N = config.num_steps, config.num_envs
     obs, done = np.zeros((T + 1, *envs.observation_space.shape), np.float32), np.zeros((T + 1, N), bool)
     action = np.zeros((T, *envs.action_space.shape), envs.action_space.dtype)
@@ -175,12 +178,18 @@ def train(config, report=print_progress, agent=None):
         share = 1 / max(1, config.averaging * step / (T * N))
         for average, weight in zip(agent.parameters(), learner.parameters()):
             average.data.lerp_(weight.data, share)
+        agent.steps = step
 
+        recent = list(envs.return_queue)[-N:]
+        solved = (done[1:].any() and np.mean(recent or np.nan) >= solved_return
+                  and evaluate(agent, config.env_id, 100, config.seed + 20_000).min() >= solved_return)
         seconds = time.perf_counter() - start
-        if seconds > reported + 1 or step >= config.total_timesteps:
+        if seconds > reported + 1 or solved or step >= config.total_timesteps:
             reported, mean_return = seconds, float(np.mean(envs.return_queue or np.nan))
             report({"step": step, "episodes": int(envs.episode_count), "return": mean_return, **figures,
                     "seconds": seconds})
+        if solved:
+            break
     envs.close()
     return agent
 
@@ -212,6 +221,7 @@ def main(argv=None):
         agent = ActorCritic(config)
         if load:
             agent.load_state_dict(saved[f"ppo.py {config.env_id}"])  # another script or task: another key
+            agent.steps = int(saved["steps"])
         if save and (os.path.isdir(save) or not os.access((os.path.dirname(save) or ".") + "/", os.W_OK)):
             raise ValueError(f"{save}: cannot be written, expected a file in an existing folder")
     except Exception as error:
@@ -224,8 +234,8 @@ def main(argv=None):
         parser.exit(1, f"ppo.py: error: {error}\n")
     if save:
         try:
-            saved = {"config": vars(config), f"ppo.py {config.env_id}": agent.state_dict()}
-            torch.save(saved, f"{save}.tmp")
+            weights = {f"ppo.py {config.env_id}": agent.state_dict()}
+            torch.save({"config": vars(config), "steps": agent.steps, **weights}, f"{save}.tmp")
             os.replace(f"{save}.tmp", save)  # at no moment is there half a file
         except Exception as error:  # a full disk, say
             parser.exit(1, f"ppo.py: error: {save}: not written: {str(error).splitlines()[0]}\n")
@@ -233,7 +243,7 @@ def main(argv=None):
         parser.exit(130)
     returns = evaluate(agent, config.env_id, 100, config.seed + 10_000)
     print(f"ppo.py {config.env_id} seed {config.seed}: return {returns.mean():.1f} +- {returns.std():.1f} "
-          f"(min {returns.min():g}) over {len(returns)} episodes, {config.total_timesteps:,} steps, "
+          f"(min {returns.min():g}) over {len(returns)} episodes, {agent.steps:,} steps, "
           f"{time.perf_counter() - start:.1f} s")
 
 if __name__ == "__main__":

@@ -179,6 +179,7 @@ class Actor(nn.Module):
                                     nn.Linear(hidden_size, 2 * space.shape[0]))  # mean and log-std of u
         self.register_buffer("center", torch.as_tensor((space.high + space.low) / 2))
         self.register_buffer("scale", torch.as_tensor((space.high - space.low) / 2))
+        self.steps = 0  # of training
         self.to(config.device)
 
     def forward(self, obs):
@@ -327,6 +328,7 @@ def train(config, report=print_progress, agent=None):
         transitions = obs, action, config.reward_scale * reward, next_obs, terminated
         buffer.add(*(array[stored] for array in transitions))
         obs, done = next_obs, terminated | truncated
+        agent.steps = step
 
         rate = config.learning_rate * max(config.end_learning_rate, 1 - step / config.total_timesteps)
         q_optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"] = rate
@@ -377,6 +379,7 @@ def main(argv=None):
         agent = Actor(config)
         if load:
             agent.load_state_dict(saved[f"sac.py {config.env_id}"])  # another script or task: another key
+            agent.steps = int(saved["steps"])
         if save and (os.path.isdir(save) or not os.access((os.path.dirname(save) or ".") + "/", os.W_OK)):
             raise ValueError(f"{save}: cannot be written, expected a file in an existing folder")
     except Exception as error:
@@ -389,8 +392,8 @@ def main(argv=None):
         parser.exit(1, f"sac.py: error: {error}\n")
     if save:
         try:
-            saved = {"config": vars(config), f"sac.py {config.env_id}": agent.state_dict()}
-            torch.save(saved, f"{save}.tmp")
+            weights = {f"sac.py {config.env_id}": agent.state_dict()}
+            torch.save({"config": vars(config), "steps": agent.steps, **weights}, f"{save}.tmp")
             os.replace(f"{save}.tmp", save)  # at no moment is there half a file
         except Exception as error:  # a full disk, say
             parser.exit(1, f"sac.py: error: {save}: not written: {str(error).splitlines()[0]}\n")
@@ -398,7 +401,7 @@ def main(argv=None):
         parser.exit(130)
     returns = evaluate(agent, config.env_id, 20, config.seed + 10_000)
     print(f"sac.py {config.env_id} seed {config.seed}: return {returns.mean():.1f} +- {returns.std():.1f} "
-          f"(min {returns.min():g}) over {len(returns)} episodes, {config.total_timesteps:,} steps, "
+          f"(min {returns.min():g}) over {len(returns)} episodes, {agent.steps:,} steps, "
           f"{time.perf_counter() - start:.1f} s")
 
 if __name__ == "__main__":

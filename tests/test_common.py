@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import importlib
 import io
@@ -15,6 +16,7 @@ import tempfile
 import types
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -75,6 +77,7 @@ FIGURES = {  # of each row of the report, between those of the episodes and the 
 }
 SCRIPTS = sorted(TINY)
 BOX_ONLY = ("sac", "pofd")
+STOPS = {"dqn": 100, "ppo": 16, "pofd": 16}  # when solved; vector steps between two looks, as in TINY
 OTHER = {"dqn": "ppo", "ppo": "dqn", "sac": "dqn", "pofd": "dqn"}
 
 
@@ -185,7 +188,8 @@ def test_first_weights_do_not_depend_on_threads(script):
 def test_every_setting_changes_the_outcome(script):
     module, config = make(script)
     changed = TINY[script][1]
-    assert {field.name for field in dataclasses.fields(config)} == set(changed) | {"device"}
+    elsewhere = {"device"} | ({"train_on"} if script in STOPS else set())
+    assert {field.name for field in dataclasses.fields(config)} == set(changed) | elsewhere
     base = train(script)
     assert train(script) == base
     for name, value in changed.items():
@@ -205,7 +209,7 @@ def test_every_flag_reaches_its_setting(script, monkeypatch):
         raise Reached
 
     monkeypatch.setattr(module, "train", stop)
-    for name, value in TINY[script][1].items():
+    for name, value in {**TINY[script][1], **({"train_on": True} if script in STOPS else {})}.items():
         with pytest.raises(Reached):
             module.main(flags(script, **{name: value}))
         assert seen.pop() == dataclasses.replace(base, **{name: value})
@@ -273,6 +277,43 @@ def test_rows_of_the_report(script):
     assert last["step"] >= config.total_timesteps and last["episodes"] >= 0 and last["seconds"] > 0
     assert all(isinstance(value, (int, float)) for value in last.values())
     assert list(last) == ["step", "episodes", "return", *FIGURES[script], "seconds"]
+
+
+def stopping(script, monkeypatch, returns, greedy, reward_threshold, **settings):
+    """Steps until training ends, and the arguments of `evaluate`, on a probe whose every step is an episode:
+    with these latest `returns`, of training, and these returns of greedy episodes."""
+    name, played, rows = f"Constant{'Box' * (script in BOX_ONLY)}-v0", [], []
+    settings |= {"demo": demonstrations(2), "restarts": 0.0} if script == "pofd" else {}
+    settings |= {"total_timesteps": 12 * STOPS[script]}
+    module, config = make(script, env_id=f"probes:{name}", seed=3, **settings)
+
+    class Recorder(gym.wrappers.vector.RecordEpisodeStatistics):
+        def step(self, actions):
+            result = super().step(actions)
+            self.return_queue.extend(returns)
+            return result
+
+    importlib.import_module("probes")
+    with monkeypatch.context() as patch:
+        patch.setattr(gym.spec(name), "reward_threshold", reward_threshold)
+        patch.setattr(gym.wrappers.vector, "RecordEpisodeStatistics", Recorder)
+        patch.setattr(module, "evaluate", lambda *args: played.append(args[1:]) or np.array(greedy))
+        agent = module.train(config, report=rows.append)
+    assert rows[-1]["step"] == agent.steps
+    assert set(played) <= {(config.env_id, 20 if script == "pofd" else 100, 20_003)}
+    return agent.steps, len(played)
+
+
+@pytest.mark.parametrize("script", STOPS)
+def test_stops_when_solved(script, monkeypatch):
+    """When as many latest episodes as there are environments (4) average the threshold, and each of the
+    greedy ones reaches it. Not before the first look, not for older episodes, not if told to train on."""
+    stop = functools.partial(stopping, script, monkeypatch)
+    look, end, good = 4 * STOPS[script], 12 * STOPS[script], [0.0, 9.0, 1.0, 2.0, 3.0]
+    assert stop(good, [3.0, 1.5], 1.5) == (look, 1)
+    assert stop(good, [3.0, 1.5], 3.75) == (end, 3) and stop(good, [3.0, 1.5], 3.76) == (end, 0)
+    assert stop(good, [3.0, 1.4], 1.5) == (end, 3)
+    assert stop(good, [3.0, 1.5], 1.5, train_on=True) == stop(good, [3.0, 1.5], None) == (end, 0)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
