@@ -45,12 +45,14 @@ class Config:
     end_e: float = 0.05  # epsilon after annealing
     exploration_fraction: float = 0.1  # share of total_timesteps over which epsilon is annealed
     double: bool = False  # Double DQN (van Hasselt et al. 2016)
-    train_on: bool = False  # to the last step, also when the environment counts as solved
+    eval_frequency: int = 3_200  # steps between looks whether the goal is reached and training ends; 0: none
+    eval_episodes: int = 100  # greedy episodes of such a look
 
     def __post_init__(self):
+        free = "seed", "learning_starts", "eval_frequency"
         shares = "gamma", "tau", "start_e", "end_e", "exploration_fraction"
         for name, value in vars(self).items():
-            low = 1 if type(getattr(Config, name)) is int and name not in ("seed", "learning_starts") else 0
+            low = 1 if type(getattr(Config, name)) is int and name not in free else 0
             high = 1 if name in shares else np.inf
             if not isinstance(value, str) and not low <= value <= high:
                 raise ValueError(f"{name} is {value}, expected {low} to {high}")
@@ -126,7 +128,7 @@ def train(config, report=print_progress, agent=None):
     target_network = copy.deepcopy(agent).requires_grad_(False)
     optimizer = torch.optim.Adam(agent.parameters(), eps=1e-3, fused=True)  # with 1e-8 it would step on noise
     envs = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(config.env_id, num_envs=config.num_envs))
-    solved_return = np.inf if config.train_on else envs.spec.reward_threshold or np.inf
+    goal = envs.spec.reward_threshold if config.eval_frequency else None
     rng = np.random.default_rng(config.seed)
     obs, _ = envs.reset(seed=config.seed)
     buffer = ReplayBuffer(config.buffer_size, obs.shape[1])
@@ -162,9 +164,11 @@ def train(config, report=print_progress, agent=None):
                 for target_weight, weight in zip(target_network.parameters(), agent.parameters()):
                     target_weight.data.lerp_(weight.data, config.tau)
 
-        recent = list(envs.return_queue)[-config.num_envs:]
-        solved = (step % (100 * config.num_envs) == 0 and np.mean(recent or np.nan) >= solved_return
-                  and evaluate(agent, config.env_id, 100, config.seed + 20_000).min() >= solved_return)
+        solved = goal is not None and step % config.eval_frequency < config.num_envs
+        solved = solved and np.mean(list(envs.return_queue)[-config.num_envs:] or np.nan) >= goal
+        if solved:
+            returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + 20_000 + step)
+            solved = returns.mean() - returns.std() >= goal
         seconds = time.perf_counter() - start
         if seconds > reported + 1 or solved or step >= config.total_timesteps:
             reported, mean_return = seconds, float(np.mean(envs.return_queue or np.nan))

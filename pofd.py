@@ -45,7 +45,8 @@ class Config:
     ent_coef: float = 0.0  # weight of the entropy bonus
     averaging: float = 0.1  # the agent returned is the mean over about this share of the updates; 0: the last
     reward_scale: float = 0.01  # times the reward, for learning only
-    train_on: bool = False  # to the last step, also when the environment counts as solved
+    eval_frequency: int = 8_192  # steps between looks whether the goal is reached and training ends; 0: none
+    eval_episodes: int = 20  # greedy episodes of such a look
     restarts: float = 0.25  # share of the environments that start afresh with each rollout; 0: at ends only
     demo: str = ""  # .npz of demonstrations; empty: demos/<env id>.npz beside this file
     reward_lambda: float = 0.1  # times the imitation reward, added to the environment's
@@ -62,7 +63,7 @@ class Config:
     def __post_init__(self):
         shares = "end_learning_rate", "gamma", "gae_lambda", "averaging", "restarts"
         for name, value in vars(self).items():
-            low = 1 if type(getattr(Config, name)) is int and name != "seed" else 0
+            low = 1 if type(getattr(Config, name)) is int and name not in ("seed", "eval_frequency") else 0
             high = 1 if name in shares else np.inf
             high = self.num_envs * (self.num_steps // 2) if name == "num_minibatches" else high
             if not isinstance(value, str) and not low <= value <= high:
@@ -312,7 +313,7 @@ def train(config, report=print_progress, agent=None):
     d_optimizer = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, fused=True)
     rng = np.random.default_rng(config.seed)  # of the discriminator's minibatches
     envs = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(config.env_id, num_envs=config.num_envs))
-    solved_return = np.inf if config.train_on else envs.spec.reward_threshold or np.inf
+    goal = envs.spec.reward_threshold if config.eval_frequency else None
     T, N = config.num_steps, config.num_envs
     obs, done = np.zeros((T + 1, *envs.observation_space.shape), np.float32), np.zeros((T + 1, N), bool)
     action, executed = np.zeros((2, T, *envs.action_space.shape), np.float32)  # drawn; clipped
@@ -355,9 +356,10 @@ def train(config, report=print_progress, agent=None):
         pairs = [s[:-1][stored], e[stored], *demo]
         d_loss = update_discriminator(discriminator, d_optimizer, *pairs, rng, config)
 
-        recent = list(envs.return_queue)[-N:]
-        solved = (done[1:].any() and np.mean(recent or np.nan) >= solved_return
-                  and evaluate(agent, config.env_id, 20, config.seed + 20_000).min() >= solved_return)
+        solved = goal is not None and step % config.eval_frequency < T * N
+        if solved:
+            returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + 20_000 + step)
+            solved = returns.mean() - returns.std() >= goal
         seconds = time.perf_counter() - start
         if seconds > reported + 1 or solved or step >= config.total_timesteps:
             reported, mean_return = seconds, float(np.mean(envs.return_queue or np.nan))

@@ -41,11 +41,12 @@ class Config:
     ent_coef: float = 0.0  # weight of the entropy bonus
     averaging: float = 0.1  # the agent returned is the mean over about this share of the updates; 0: the last
     reward_scale: float = 0.1  # times the reward, for learning only
-    train_on: bool = False  # to the last step, also when the environment counts as solved
+    eval_frequency: int = 1_024  # steps between looks whether the goal is reached and training ends; 0: none
+    eval_episodes: int = 100  # greedy episodes of such a look
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            low = 1 if type(getattr(Config, name)) is int and name != "seed" else 0
+            low = 1 if type(getattr(Config, name)) is int and name not in ("seed", "eval_frequency") else 0
             high = 1 if name in ("end_learning_rate", "gamma", "gae_lambda", "averaging") else np.inf
             high = self.num_envs * (self.num_steps // 2) if name == "num_minibatches" else high
             if not isinstance(value, str) and not low <= value <= high:
@@ -146,7 +147,7 @@ def train(config, report=print_progress, agent=None):
     learner = copy.deepcopy(agent)  # this one acts and learns, the agent is its average
     optimizer = torch.optim.Adam(learner.parameters(), eps=1e-5, fused=True)
     envs = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(config.env_id, num_envs=config.num_envs))
-    solved_return = np.inf if config.train_on else envs.spec.reward_threshold or np.inf
+    goal = envs.spec.reward_threshold if config.eval_frequency else None
     T, N = config.num_steps, config.num_envs
     obs, done = np.zeros((T + 1, *envs.observation_space.shape), np.float32), np.zeros((T + 1, N), bool)
     action = np.zeros((T, *envs.action_space.shape), envs.action_space.dtype)
@@ -180,9 +181,11 @@ def train(config, report=print_progress, agent=None):
             average.data.lerp_(weight.data, share)
         agent.steps = step
 
-        recent = list(envs.return_queue)[-N:]
-        solved = (done[1:].any() and np.mean(recent or np.nan) >= solved_return
-                  and evaluate(agent, config.env_id, 100, config.seed + 20_000).min() >= solved_return)
+        solved = goal is not None and step % config.eval_frequency < T * N
+        solved = solved and np.mean(list(envs.return_queue)[-N:] or np.nan) >= goal
+        if solved:
+            returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + 20_000 + step)
+            solved = returns.mean() - returns.std() >= goal
         seconds = time.perf_counter() - start
         if seconds > reported + 1 or solved or step >= config.total_timesteps:
             reported, mean_return = seconds, float(np.mean(envs.return_queue or np.nan))

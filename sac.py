@@ -33,7 +33,7 @@ class Config:
     env_id: str = "InvertedDoublePendulumPyBulletSparseEnv-v0"  # or module:id; flat Boxes
     seed: int = 1  # of weights, environments, actions and replay
     device: str = "cpu"  # or cuda
-    total_timesteps: int = 40_000  # environment steps, all environments together
+    total_timesteps: int = 40_000  # environment steps, all environments together, unless solved before
     num_envs: int = 16  # environments side by side
     hidden_size: int = 64  # units in each of the two hidden layers
     plain: bool = False  # the paper's critics, without LayerNorm
@@ -50,10 +50,12 @@ class Config:
     tau: float = 0.1  # share of the way to the critics that the target critics go per gradient step
     averaging: float = 0.1  # the actor returned is the mean over about this share of its steps; 0: the last
     noise_correlation: float = 0.95  # of the noise in actions, from one step to the next; the paper has 0
+    eval_frequency: int = 4_000  # steps between looks whether the goal is reached and training ends; 0: none
+    eval_episodes: int = 40  # greedy episodes of such a look
     max_episode_steps: int = 200  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
 
     def __post_init__(self):
-        free = "seed", "learning_starts", "max_episode_steps"
+        free = "seed", "learning_starts", "eval_frequency", "max_episode_steps"
         shares = "end_learning_rate", "gamma", "tau", "averaging", "noise_correlation"
         for name, value in vars(self).items():
             low = 1 if type(getattr(Config, name)) is int and name not in free else 0
@@ -306,6 +308,7 @@ def train(config, report=print_progress, agent=None):
     limit = {"max_episode_steps": min(filter(None, limits))} if any(limits) else {}
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs, **limit)
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
+    goal = envs.spec.reward_threshold if config.eval_frequency else None
     rng = np.random.default_rng(config.seed)
     obs, _ = envs.reset(seed=config.seed)
     buffer_size = min(config.buffer_size, config.total_timesteps + config.num_envs)
@@ -342,12 +345,18 @@ def train(config, report=print_progress, agent=None):
                 for average, weight in zip(agent.parameters(), actor.parameters()):
                     average.data.lerp_(weight.data, share)
 
+        solved = goal is not None and step % config.eval_frequency < config.num_envs
+        if solved:
+            returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + 20_000 + step)
+            solved = returns.mean() - returns.std() >= goal
         seconds = time.perf_counter() - start
-        if seconds > reported + 1 or step >= config.total_timesteps:
+        if seconds > reported + 1 or solved or step >= config.total_timesteps:
             reported, mean_return = seconds, float(np.mean(envs.return_queue or np.nan))
             report({"step": step, "episodes": int(envs.episode_count), "return": mean_return,
                     "critic_loss": q_loss, "actor_loss": policy_loss,
                     "alpha": log_alpha.exp().item(), "seconds": seconds})
+        if solved:
+            break
     envs.close()
     return agent
 

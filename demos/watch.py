@@ -67,8 +67,7 @@ def get_agents(module, load, untrained, flags, look):
     saved = [torch.load(path, "cpu", weights_only=True)["config"] for path in load]
     configs = [module.Config(**config) for config in saved] or found
     names = [os.path.basename(path) for path in load] if len(load) > 1 else [name]
-    agents = [(f"{title}, {config.total_timesteps:,} steps", agent)
-              for title, config, (agent, _) in zip(names, configs, results)]
+    agents = [(f"{title}, {agent.steps:,} steps", agent) for title, (agent, _) in zip(names, results)]
     if untrained:  # as it began: all weights hang on the config's seed
         agents.insert(0, (f"{name}, untrained", type(results[0][0])(configs[0])))
     return agents, results[0][1]

@@ -99,11 +99,12 @@ NAMES = {part: [name for name, task in TASKS.items() if task[3] == part] for par
 DEFAULTS = [name for name, task in TASKS.items() if not task[1]]
 NAMES |= {"peers": list(PEERS), "floor": DEFAULTS, "speed": list(SIZES)}
 QUICK_STEPS = 2_048
+LEAST_SHARE = 0.03  # of the time, for a line to be told
 QUICK = ["ppo/CartPole-v1", "pofd/single, demonstrations of a random policy", "ppo, 64 environments"]
 QUICK += ["sac/double replay buffer"]
 RUN = ["steps", "cpu", "wall", "memory", "grid", "final", "worst"]  # what is measured, part by part
 FIELDS = {"main": RUN, "controls": RUN, "peers": RUN, "speed": ["amount", "unit"]}
-FIELDS["floor"] = ["cpu", "env_cpu", "gradient_cpu", "acting_cpu", "steps", "updates"]
+FIELDS["floor"] = ["cpu", "env_cpu", "gradient_cpu", "acting_cpu", "steps", "updates", "lines"]
 warnings.filterwarnings("ignore", message=".*Overriding environment")  # sac.py and pofd.py have the same ones
 
 
@@ -186,15 +187,16 @@ class Grid:
         now = self.clocks()
         self.cpu_paused, self.wall_paused = self.cpu_paused + now[0] - cpu, self.wall_paused + now[1] - wall
 
-    def row(self):
-        """The figures of a finished run; the last evaluation is the one that the script itself prints."""
+    def row(self, steps):
+        """The figures of a run finished after so many steps; its last evaluation is the one that the script
+        itself prints."""
         cpu, wall = self.clocks()
         status = Path("/proc/self/status").read_text()  # ru_maxrss would start from the parent's
         memory = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
         returns = self.module.evaluate(
             self.agent, self.config.env_id, self.episodes[1], self.config.seed + 10_000
         )
-        return dict(steps=self.total_timesteps, cpu=cpu, wall=wall, memory=memory, grid=self.points,
+        return dict(steps=steps, cpu=cpu, wall=wall, memory=memory, grid=self.points,
                     final=float(returns.mean()), worst=float(returns.min()))  # fmt: skip
 
 
@@ -225,7 +227,7 @@ def measure_ours(job):
         grid = Grid(agent, module, config, config.total_timesteps, job["quick"])
         with watched(grid):
             module.train(config, report=quiet, agent=agent)
-    return grid.row()
+    return grid.row(agent.steps)
 
 
 def measure_peer(job):
@@ -252,7 +254,7 @@ def measure_peer(job):
 
     grid(0)
     model.learn(total, callback=Evaluate())
-    return grid.row()
+    return grid.row(model.num_timesteps)
 
 
 @contextmanager
@@ -314,7 +316,23 @@ def measure_floor(job):
     updates = [(optimizer, count, calls) for optimizer, (count, calls) in found.items()]
     gradient = cpu_seconds(lambda: [repeat_gradient_steps(*update) for update in updates])
     return dict(steps=len(actions) * config.num_envs, updates=sum(count for _, count, _ in updates), cpu=ours,
-                env_cpu=env_steps, gradient_cpu=gradient, acting_cpu=acting)  # fmt: skip
+                env_cpu=env_steps, gradient_cpu=gradient, acting_cpu=acting,
+                lines=shares_of_lines(module, config))  # fmt: skip
+
+
+def shares_of_lines(module, config):
+    """[line, its share of the time of training] for `train` and what it calls `update...`, in this order.
+    A line that calls one of these is told by the lines of that one."""
+    from line_profiler import LineProfiler
+
+    names = [name for name in vars(module) if name == "train" or name.startswith("update")]
+    profiler = LineProfiler(*(getattr(module, name) for name in names))
+    profiler.runcall(module.train, config, quiet)
+    timings, lines = profiler.get_stats().timings, Path(module.__file__).read_text().splitlines()
+    spent = [(number, time) for function in timings.values() for number, _, time in function]
+    called = re.compile(rf"\b({'|'.join(names)})\(")
+    spent = {number: time for number, time in sorted(spent) if not called.search(lines[number - 1])}
+    return [[lines[number - 1].strip(), time / sum(spent.values())] for number, time in spent.items()]
 
 
 class Reached(Exception):
@@ -533,8 +551,19 @@ def floor_line(rows, name):
     cpu, envs, gradient, acting = np.array([[row[field] for field in FIELDS["floor"][:4]] for row in runs]).T
     multiples = cpu / (envs + gradient), cpu / (envs + gradient + acting)
     figures = [spread(figure, 2) for figure in (cpu, envs, gradient, acting)]
-    counts = [f"{runs[0][field]:,}" for field in FIELDS["floor"][4:]]
+    counts = [f"{runs[0][field]:,}" for field in FIELDS["floor"][4:6]]
     return [name, *counts, *figures, *(spread(multiple, 2) for multiple in multiples)]
+
+
+def shares_line(rows, name):
+    """The lines of a script that take longest, those of the floor and those beyond."""
+    runs = runs_of(rows, "floor", name)
+    if not runs:
+        return None
+    largest = sorted(runs[0]["lines"], key=lambda line: -line[1])
+    told = [(text, share) for text, share in largest if share >= LEAST_SHARE]
+    cells = [f"`{text.split('  # ')[0]}` {share:.0%}".replace("|", "\\|") for text, share in told]
+    return [name, "<br>".join([*cells, f"all others {1 - sum(share for _, share in told):.0%}"])]
 
 
 def size_line(rows, name):
@@ -550,11 +579,12 @@ HEADERS = {
     "peers": "ours / Stable-Baselines3 | solved | return | steps | CPU s | their CPU s over ours",
     "floor": "CPU s | env steps | gradient steps | training | env alone | gradient alone | acting alone"
     " | training / (env + gradient) | / (env + gradient + acting)",
+    "lines": "training | share of its time, line by line",
     "speed": "size | cost",
 }
 FOOTER = """Seeds {} to {}: the median (the least to the greatest). Return: the mean of {} greedy episodes at
 the end; worst: the worst of them all. Solved: there, and in every evaluation since the given step and CPU
-second (imports included), of {} on the way, of {} episodes each, off the clock.
+second (imports included), of {} on the way at most, of {} episodes each, off the clock.
 Made by `python tests/benchmark.py`; one core of {}; {}.
 """
 
@@ -566,6 +596,8 @@ def tables(rows):
     for part in NAMES:
         line = lines.get(part, partial(run_line, part=part))
         text += table(HEADERS[part], [line(rows, name=name) for name in NAMES[part]])
+        if part == "floor":
+            text += table(HEADERS["lines"], [shares_line(rows, name) for name in NAMES[part]])
     seeds, processors = (sorted({row[field] for row in rows.values()}) for field in ("seed", "processor"))
     versions = {name: number for row in rows.values() for name, number in row["versions"].items()}
     packages = ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
@@ -591,18 +623,21 @@ def plot(rows, path):
 
     names = [(TASKS[name][3], name) for name in TASKS if ", " not in name]  # no controls
     runs = {name: [curve(row) for row in runs_of(rows, part, name)] for part, name in names}
-    runs = {name: np.array(curves).T for name, curves in runs.items() if curves}  # (3, points, seeds)
+    runs = {name: [np.array(curve) for curve in curves] for name, curves in runs.items() if curves}
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     height, paper = -(-len(runs) // 3), "#f4f4f2"
     figure, axes = plt.subplots(height, 3, figsize=(9, 2 * height + 0.5), squeeze=False, facecolor=paper)
     for axis in axes.flat:
         axis.set(facecolor=paper, visible=False)
-    for axis, (name, (steps, _, returns)) in zip(axes.flat, runs.items()):
+    for axis, (name, curves) in zip(axes.flat, runs.items()):  # each (points, 3)
         axis.set(visible=True)
         axis.set_title(name, fontsize=9)
-        axis.plot(steps[:, 0] / 1000, returns[:, 0], color="#5588bb", linewidth=0.6, label="one seed")
-        axis.plot(steps / 1000, returns, color="#5588bb", linewidth=0.6)
-        axis.plot(steps[:, 0] / 1000, np.median(returns, 1), color="#113355", linewidth=2, label="median")
+        for points in curves:
+            axis.plot(points[:, 0] / 1000, points[:, 2], color="#5588bb", linewidth=0.6, label="one seed")
+            axis.plot(points[-1:, 0] / 1000, points[-1:, 2], ".", color="#5588bb", markersize=4)
+        grid = max(curves, key=len)[:, 0]  # a run that was solved, and ended, stays what it is
+        median = np.median([np.interp(grid, points[:, 0], points[:, 2]) for points in curves], 0)
+        axis.plot(grid / 1000, median, color="#113355", linewidth=2, label="median")
         axis.axhline(TASKS[name][2], color="#777777", linewidth=1, linestyle="--", label="solved")
         if teacher(name):
             axis.axhline(teacher(name), color="#cc6633", linewidth=1.5, linestyle=":", label="teacher")

@@ -25,11 +25,15 @@ TOP = Path(__file__).resolve().parent.parent
 RESULTS, README = TOP / "tests" / "break_it.jsonl", TOP / "README.md"
 START, END = "<!-- break it: start -->", "<!-- break it: end -->"
 SEEDS = {"dqn": range(401, 406), "ppo": range(401, 406), "pofd": range(401, 404), "sac": range(401, 403)}
-SETTINGS = {  # by script, where its own task would take too long
+SETTINGS = {  # not ended when solved: what comes after shows what is broken. SAC's own task takes too long
+    "dqn": dict(eval_frequency=0, total_timesteps=112_000),
+    "ppo": dict(eval_frequency=0, total_timesteps=40_960),
+    "pofd": dict(eval_frequency=0, total_timesteps=39_936),
     "sac": dict(
-        env_id="InvertedPendulumPyBulletEnv-v0", total_timesteps=20_000, gamma=0.995, reward_scale=0.015
+        eval_frequency=0, env_id="InvertedPendulumPyBulletEnv-v0", total_timesteps=20_000, gamma=0.995,
+        reward_scale=0.015,
     ),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ FIGURES = {  # of each row of the report, between those of the episodes and the 
 }
 SCRIPTS = sorted(TINY)
 BOX_ONLY = ("sac", "pofd")
-STOPS = {"dqn": 100, "ppo": 16, "pofd": 16}  # when solved; vector steps between two looks, as in TINY
+GATED = "dqn", "ppo"  # these look at greedy episodes only once the training episodes reach the goal
 OTHER = {"dqn": "ppo", "ppo": "dqn", "sac": "dqn", "pofd": "dqn"}
 
 
@@ -188,7 +188,7 @@ def test_first_weights_do_not_depend_on_threads(script):
 def test_every_setting_changes_the_outcome(script):
     module, config = make(script)
     changed = TINY[script][1]
-    elsewhere = {"device"} | ({"train_on"} if script in STOPS else set())
+    elsewhere = {"device", "eval_episodes", "eval_frequency"}
     assert {field.name for field in dataclasses.fields(config)} == set(changed) | elsewhere
     base = train(script)
     assert train(script) == base
@@ -209,7 +209,7 @@ def test_every_flag_reaches_its_setting(script, monkeypatch):
         raise Reached
 
     monkeypatch.setattr(module, "train", stop)
-    for name, value in {**TINY[script][1], **({"train_on": True} if script in STOPS else {})}.items():
+    for name, value in {**TINY[script][1], "eval_episodes": 7, "eval_frequency": 9}.items():
         with pytest.raises(Reached):
             module.main(flags(script, **{name: value}))
         assert seen.pop() == dataclasses.replace(base, **{name: value})
@@ -223,7 +223,7 @@ SHARES = (
     "restarts"
 )
 LIMITS = dict.fromkeys(SHARES.split(), (0.0, 1.0)) | {"alpha": (1e-30, np.inf)}
-LIMITS |= dict.fromkeys(("seed", "learning_starts", "max_episode_steps"), (0, np.inf))
+LIMITS |= dict.fromkeys(("seed", "learning_starts", "max_episode_steps", "eval_frequency"), (0, np.inf))
 LIMITS |= {"num_minibatches": (1, 60)}  # half of 6 steps of 20 environments
 
 
@@ -280,12 +280,12 @@ def test_rows_of_the_report(script):
 
 
 def stopping(script, monkeypatch, returns, greedy, reward_threshold, **settings):
-    """Steps until training ends, and the arguments of `evaluate`, on a probe whose every step is an episode:
-    with these latest `returns`, of training, and these returns of greedy episodes."""
-    name, played, rows = f"Constant{'Box' * (script in BOX_ONLY)}-v0", [], []
+    """Steps until training ends, and at which steps `evaluate` was called, on a probe whose every step is an
+    episode: with these latest `returns`, of training, and these returns of greedy episodes."""
+    name, looks, rows = f"Constant{'Box' * (script in BOX_ONLY)}-v0", [], []
     settings |= {"demo": demonstrations(2), "restarts": 0.0} if script == "pofd" else {}
-    settings |= {"total_timesteps": 12 * STOPS[script]}
-    module, config = make(script, env_id=f"probes:{name}", seed=3, **settings)
+    settings = {"total_timesteps": 192, "eval_frequency": 64, "eval_episodes": 7, "seed": 3, **settings}
+    module, config = make(script, env_id=f"probes:{name}", **settings)
 
     class Recorder(gym.wrappers.vector.RecordEpisodeStatistics):
         def step(self, actions):
@@ -293,27 +293,33 @@ def stopping(script, monkeypatch, returns, greedy, reward_threshold, **settings)
             self.return_queue.extend(returns)
             return result
 
+    def evaluate(agent, env_id, episodes, seed):
+        assert (env_id, episodes) == (config.env_id, 7)
+        looks.append(seed - 20_003)
+        return np.array(greedy)
+
     importlib.import_module("probes")
     with monkeypatch.context() as patch:
         patch.setattr(gym.spec(name), "reward_threshold", reward_threshold)
         patch.setattr(gym.wrappers.vector, "RecordEpisodeStatistics", Recorder)
-        patch.setattr(module, "evaluate", lambda *args: played.append(args[1:]) or np.array(greedy))
+        patch.setattr(module, "evaluate", evaluate)
         agent = module.train(config, report=rows.append)
     assert rows[-1]["step"] == agent.steps
-    assert set(played) <= {(config.env_id, 20 if script == "pofd" else 100, 20_003)}
-    return agent.steps, len(played)
+    return agent.steps, looks
 
 
-@pytest.mark.parametrize("script", STOPS)
-def test_stops_when_solved(script, monkeypatch):
-    """When as many latest episodes as there are environments (4) average the threshold, and each of the
-    greedy ones reaches it. Not before the first look, not for older episodes, not if told to train on."""
-    stop = functools.partial(stopping, script, monkeypatch)
-    look, end, good = 4 * STOPS[script], 12 * STOPS[script], [0.0, 9.0, 1.0, 2.0, 3.0]
-    assert stop(good, [3.0, 1.5], 1.5) == (look, 1)
-    assert stop(good, [3.0, 1.5], 3.75) == (end, 3) and stop(good, [3.0, 1.5], 3.76) == (end, 0)
-    assert stop(good, [3.0, 1.4], 1.5) == (end, 3)
-    assert stop(good, [3.0, 1.5], 1.5, train_on=True) == stop(good, [3.0, 1.5], None) == (end, 0)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_training_ends_when_solved(script, monkeypatch):
+    """When greedy episodes reach the threshold, by their mean less their standard deviation; where training
+    episodes can reach it too, only once as many of the latest as there are environments (4) average it."""
+    stop, returns = functools.partial(stopping, script, monkeypatch), [0.0, 9.0, 1.0, 2.0, 3.0]
+    assert stop(returns, [4.0, 2.0], 2.0) == (64, [64])
+    assert stop(returns, [4.0, 1.9], 2.0) == (192, [64, 128, 192])
+    first = 80 if script in ("dqn", "sac") else 128  # the end of a rollout
+    assert stop(returns, [4.0, 1.9], 2.0, eval_frequency=80)[1][0] == first
+    assert stop(returns, [4.0], 3.75) == (64, [64])
+    assert stop(returns, [4.0], 3.76) == ((192, []) if script in GATED else (64, [64]))
+    assert stop(returns, [4.0], 2.0, eval_frequency=0) == stop(returns, [4.0], None) == (192, [])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
