@@ -128,7 +128,7 @@ def train(config, report=print_progress, agent=None):
     target_network = copy.deepcopy(agent).requires_grad_(False)
     optimizer = torch.optim.Adam(agent.parameters(), eps=1e-3, fused=True)  # with 1e-8 it would step on noise
     envs = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(config.env_id, num_envs=config.num_envs))
-    goal = envs.spec.reward_threshold if config.eval_frequency else None
+    goal = getattr(envs.spec, "reward_threshold", None) if config.eval_frequency else None
     rng = np.random.default_rng(config.seed)
     obs, _ = envs.reset(seed=config.seed)
     buffer = ReplayBuffer(config.buffer_size, obs.shape[1])

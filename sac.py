@@ -308,7 +308,7 @@ def train(config, report=print_progress, agent=None):
     limit = {"max_episode_steps": min(filter(None, limits))} if any(limits) else {}
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs, **limit)
     envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
-    goal = envs.spec.reward_threshold if config.eval_frequency else None
+    goal = getattr(envs.spec, "reward_threshold", None) if config.eval_frequency else None
     rng = np.random.default_rng(config.seed)
     obs, _ = envs.reset(seed=config.seed)
     buffer_size = min(config.buffer_size, config.total_timesteps + config.num_envs)

@@ -60,15 +60,15 @@ UPDATE_D_FIRST = f"""pairs = [s[:-1][stored], e[stored], *demo]
 NUMBER_PAIRS = (  # instead of targets, and hand on what they are made of
     ("advantage + value[:-1])]", "torch.arange(r.numel()).view_as(r))]"),
     (
-        "def update(learner, optimizer, batch, config",
-        "def update(learner, optimizer, batch, config, s, r, end, last",
+        "def update(agent, optimizer, batch, config",
+        "def update(agent, optimizer, batch, config, s, r, end, last",
     ),
     (
-        "= update(learner, optimizer, batch, config",
-        "= update(learner, optimizer, batch, config, s, r, end, last",
+        "= update(agent, optimizer, batch, config",
+        "= update(agent, optimizer, batch, config, s, r, end, last",
     ),
 )
-LIVE_TARGETS = """values = learner.critic(s).squeeze(-1)
+LIVE_TARGETS = """values = agent.critic(s).squeeze(-1)
             live = gae(r, values[:-1], values[1:], end, last, config.gamma, config.gae_lambda)
             target = (live + values[:-1]).flatten()[target]
             value_loss ="""

@@ -46,7 +46,7 @@ TINY = {
         dict(total_timesteps=128, num_envs=4, num_steps=16, hidden_size=16),
         dict(seed=2, total_timesteps=192, num_envs=8, num_steps=8, hidden_size=8, learning_rate=1e-2,
              max_grad_norm=1e-2, gamma=0.5, gae_lambda=0.5, update_epochs=2, num_minibatches=4,
-             clip_coef=1e-3, vf_coef=2.0, ent_coef=0.1, averaging=1.0, reward_scale=1.0,
+             clip_coef=1e-3, vf_coef=2.0, ent_coef=0.1, reward_scale=1.0,
              end_learning_rate=1.0, env_id="Acrobot-v1"),
     ),
     "pofd": (
@@ -54,7 +54,7 @@ TINY = {
              update_epochs=3, env_id="MountainCarContinuous-v0"),
         dict(seed=2, total_timesteps=192, num_envs=8, num_steps=8, hidden_size=8, learning_rate=1e-2,
              max_grad_norm=1e-2, gamma=0.5, gae_lambda=0.5, update_epochs=2, num_minibatches=3,
-             clip_coef=1e-3, vf_coef=2.0, ent_coef=0.1, averaging=1.0, reward_scale=1.0, reward_lambda=0.0,
+             clip_coef=1e-3, vf_coef=2.0, ent_coef=0.1, reward_scale=1.0, reward_lambda=0.0,
              restarts=0.0, end_learning_rate=1.0,
              discriminator_steps=5, discriminator_batch_size=32, discriminator_learning_rate=0.0,
              demo=demonstrations(2), env_id="InvertedPendulumPyBulletSparseEnv-v0"),
@@ -409,7 +409,7 @@ NETWORKS = {"dqn": "QNetwork", "ppo": "ActorCritic", "pofd": "ActorCritic", "sac
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_what_learns_acts(script, monkeypatch):
-    """One network acts throughout: the agent returned or, but for dqn.py, the one that it averages."""
+    """One network acts throughout: the agent returned or, in sac.py, the one that it averages."""
     module, config = make(script)
     network = getattr(module, NETWORKS[script])
     agent, act, acted = network(config), network.act, []
@@ -417,7 +417,7 @@ def test_what_learns_acts(script, monkeypatch):
         network, "act", lambda self, *args, **options: acted.append(self) or act(self, *args, **options)
     )
     assert module.train(config, report=lambda row: None, agent=agent) is agent
-    assert acted and all(one is acted[0] for one in acted) and (acted[0] is agent) == (script == "dqn")
+    assert acted and all(one is acted[0] for one in acted) and (acted[0] is agent) == (script != "sac")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -495,31 +495,6 @@ def test_learning_rate_is_annealed(script, monkeypatch):
     assert next(iter(rates.values())) == pytest.approx(first)
     if script == "sac":  # actor and temperature, on every second update
         assert list(rates.values())[1] == pytest.approx(first[1::2])
-
-
-@pytest.mark.parametrize("share", [0.5, 0.0])
-@pytest.mark.parametrize("script", ["ppo", "pofd"])
-def test_the_agent_returned_is_an_average_over_rollouts(script, share, monkeypatch):
-    module, config = make(script, total_timesteps=320, averaging=share)
-    steps, step = {}, torch.optim.Adam.step
-
-    def spy(self, *args):
-        step(self, *args)
-        weights = [weight.detach().clone() for weight in self.param_groups[0]["params"]]
-        steps.setdefault(id(self), []).append(weights)
-
-    monkeypatch.setattr(torch.optim.Adam, "step", spy)
-    agent = module.train(config, report=lambda row: None)
-    size = config.update_epochs * config.num_minibatches
-    learners = next(iter(steps.values()))[size - 1 :: size]  # as each of the five rollouts leaves them
-    assert len(learners) == 5
-    mean = learners[0]
-    for n, learner in enumerate(learners, 1):
-        weight = 1 / max(1, share * n)
-        mean = [(1 - weight) * old + weight * new for old, new in zip(mean, learner)]
-    for value, expected, last in zip(agent.parameters(), mean, learners[-1]):
-        assert torch.allclose(value, expected, atol=1e-6)
-        assert torch.equal(value, last) == (share == 0)
 
 
 @pytest.mark.parametrize("script", ["ppo", "pofd"])

@@ -429,7 +429,7 @@ def test_pendulum_demonstrations_are_what_record_makes(
     """The README's commands. A processor that rounds differently trains another `teacher` (a hash)."""
     model, path = str(tmp_path / "x.pt"), str(tmp_path / "x.npz")
     train = ["ppo.py", "--env-id", f"sac:{trained_on}", "--total-timesteps", str(steps)]
-    train += ["--averaging", "0", "--eval-frequency", "0", "--save", model]
+    train += ["--eval-frequency", "0", "--save", model]
     play = ["demos/record.py", "ppo.py", "--load", model, "--env-id", f"sac:{recorded_on}"]
     knobs = ["--noise", str(noise), "--epsilon", str(epsilon), "--seed", str(seed), "-o", path]
     for command in (train, play + knobs):
