@@ -316,9 +316,9 @@ def train(config, report=print_progress, agent=None):
     action, executed = np.zeros((2, T, *envs.action_space.shape), np.float32)  # drawn; clipped
     reward, terminated = np.zeros((T, N), np.float32), np.zeros((T, N), bool)
     obs[T], _ = envs.reset(seed=config.seed)
-    step, start, reported = 0, time.perf_counter(), 0
+    step, solved, start, reported = 0, False, time.perf_counter(), 0
 
-    while step < config.total_timesteps:
+    while step < config.total_timesteps and not solved:
         rate = config.learning_rate * max(config.end_learning_rate, 1 - step / config.total_timesteps)
         optimizer.param_groups[0]["lr"] = rate
         restart = (np.arange(N) < config.restarts * N) & ~done[T]  # rollouts end in a bootstrap anyway
@@ -360,8 +360,6 @@ def train(config, report=print_progress, agent=None):
             report({"step": step, "episodes": int(envs.episode_count), "return": mean_return, **figures,
                     "discriminator_loss": d_loss, "imitation_reward": imitation[stored].mean().item(),
                     "seconds": seconds})
-        if solved:
-            break
     envs.close()
     return agent
 

@@ -150,9 +150,9 @@ def train(config, report=print_progress, agent=None):
     action = np.zeros((T, *envs.action_space.shape), envs.action_space.dtype)
     reward, terminated = np.zeros((T, N), np.float32), np.zeros((T, N), bool)
     obs[T], _ = envs.reset(seed=config.seed)
-    step, start, reported = 0, time.perf_counter(), 0
+    step, solved, start, reported = 0, False, time.perf_counter(), 0
 
-    while step < config.total_timesteps:
+    while step < config.total_timesteps and not solved:
         rate = config.learning_rate * max(config.end_learning_rate, 1 - step / config.total_timesteps)
         optimizer.param_groups[0]["lr"] = rate
         obs[0], done[0] = obs[T], done[T]
@@ -185,8 +185,6 @@ def train(config, report=print_progress, agent=None):
             reported, mean_return = seconds, float(np.mean(envs.return_queue or np.nan))
             report({"step": step, "episodes": int(envs.episode_count), "return": mean_return, **figures,
                     "seconds": seconds})
-        if solved:
-            break
     envs.close()
     return agent
 
