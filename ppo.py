@@ -1,6 +1,6 @@
 """PPO (Schulman et al. 2017, arXiv:1707.06347): policy gradients, kept close to the policy that saw the data.
 
-`python ppo.py` solves CartPole-v1: 500.0 of 500 after 40,960 steps, nine seeds of ten (488 the tenth).
+`python ppo.py` solves CartPole-v1: 500.0 of 500 after 29,696 to 50,176 steps, ten seeds of ten.
 env.step -> obs, action, reward (T, N) -> gae -> clipped_surrogate + value loss - entropy -> Adam
 """
 # /// script
