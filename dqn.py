@@ -3,10 +3,9 @@
 `python dqn.py` solves CartPole-v1: 500.0 of 500 after 32,000 to 83,200 steps, ten seeds of ten.
 env.step -> ReplayBuffer.add -> ReplayBuffer.sample -> td_loss -> Adam -> target network
 
-DQN's policies come and go: training ends while one is there (`eval_frequency`). What helps them to stay: a large
-epsilon of Adam's, or else steps of full size on the noise that is left when errors are small undo what was
-learned; rewards scaled for the Huber loss; and observations weighed by their bounds. What each is worth:
-README.md, "Break it".
+DQN's policies come and go: training ends while one is there (`eval_frequency`). What helps them to stay: a
+large epsilon of Adam's, or else steps of full size on the noise that is left when errors are small undo what
+was learned; rewards scaled for the Huber loss; observations weighed by their bounds. README.md, "Break it".
 """
 # /// script
 # requires-python = ">=3.10"
