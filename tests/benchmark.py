@@ -90,16 +90,20 @@ PEERS = {
         batch_size=256, ent_coef="auto", gamma=0.98, tau=0.02, train_freq=8, gradient_steps=8,
         learning_starts=10_000, use_sde=True, policy_kwargs={"log_std_init": -3, "net_arch": [400, 300]}),
 }  # fmt: skip
-SIZES = {f"ppo, {n} environments": ("ppo", {"num_envs": n, "num_steps": 1_024 // n}) for n in (1, 8, 64, 512)}
+SHORT = {"total_timesteps": 20_480, "eval_frequency": 0}  # to the last step
+FLOORS = {f"{script}, 20,480 steps": (script, SHORT) for script in NETWORKS}
+SIZES = {
+    f"ppo, {n} environments": ("ppo", {**SHORT, "num_envs": n, "num_steps": 1_024 // n})
+    for n in (1, 8, 64, 512)
+}
 MILLION = {"buffer_size": 1_000_000, "total_timesteps": 1_000_000}
 SIZES |= {f"{name} replay buffer": (name[:3], MILLION) for name in ("dqn/CartPole-v1", "sac/double")}
 NAMES = {part: [name for name, task in TASKS.items() if task[3] == part] for part in ("main", "controls")}
-DEFAULTS = [name for name, task in TASKS.items() if not task[1]]
-NAMES |= {"peers": list(PEERS), "floor": DEFAULTS, "speed": list(SIZES)}
+NAMES |= {"peers": list(PEERS), "floor": list(FLOORS), "speed": list(SIZES)}
 QUICK_STEPS = 2_048
 LEAST_SHARE = 0.03  # of the time, for a line to be told
 QUICK = ["ppo/CartPole-v1", "pofd/single, demonstrations of a random policy", "ppo, 64 environments"]
-QUICK += ["sac/double replay buffer"]
+QUICK += ["sac/double replay buffer", "ppo, 20,480 steps"]
 RUN = ["steps", "cpu", "wall", "memory", "grid", "final", "worst"]  # what is measured, part by part
 FIELDS = {"main": RUN, "controls": RUN, "peers": RUN, "speed": ["amount", "unit"]}
 FIELDS["floor"] = ["cpu", "env_cpu", "gradient_cpu", "acting_cpu", "steps", "updates", "lines"]
@@ -108,7 +112,7 @@ warnings.filterwarnings("ignore", message=".*Overriding environment")  # sac.py 
 
 def load(name, seed, quick=False):
     """The script's module and the Config of a task. ValueError if its settings don't fit the script."""
-    script, changes = (SIZES if name in SIZES else TASKS)[name][:2]
+    script, changes = {**TASKS, **FLOORS, **SIZES}[name][:2]
     module = importlib.import_module(script)
     changes = {**changes, "seed": seed, **({"total_timesteps": QUICK_STEPS} if quick else {})}
     for key, value in changes.items():

@@ -156,7 +156,7 @@ def test_a_failing_run_is_named_and_the_others_go_on(here, monkeypatch, capsys):
 
 
 def test_changed_defaults_are_noticed_and_run_again(here, monkeypatch):
-    write(benchmark.RESULTS, row(), row(part="peers", who="sb3"), row(part="floor", task="dqn/CartPole-v1"))
+    write(benchmark.RESULTS, row(), row(part="peers", who="sb3"), row(part="floor", task="dqn, 20,480 steps"))
     rows = benchmark.read_results(benchmark.RESULTS)
     assert benchmark.stale(rows) == []
     changed = dataclasses.make_dataclass("Config", [("gamma", float, 0.5)], bases=(ppo.Config,), frozen=True)
@@ -177,7 +177,7 @@ def test_readme_and_picture_from_results(here):
         for s in (1101, 1102)
         for who in ("ours", "sb3")
     ]
-    others = [row("floor"), row("speed", "ppo, 8 environments"), row("main", "pofd/single")]
+    others = [row("floor", "ppo, 20,480 steps"), row("speed", "ppo, 8 environments"), row("main", "pofd/single")]
     write(benchmark.RESULTS, *seeds, *peers, *others)
     assert benchmark.main(["--readme", "--plot"]) == 0
     text = benchmark.README.read_text()
@@ -256,7 +256,7 @@ def test_readme_without_markers_gets_one_line(here, capsys):
 
 
 def test_settings_of_all_tasks_fit_the_scripts():
-    for name in [*benchmark.TASKS, *benchmark.SIZES]:
+    for name in [*benchmark.TASKS, *benchmark.FLOORS, *benchmark.SIZES]:
         module, config = benchmark.load(name, 1101)
         assert config.seed == 1101 and module.__name__ == name[: len(module.__name__)]
     for task in "pofd/single", "pofd/double":
@@ -314,10 +314,10 @@ def test_shares_of_lines(module):
 
 
 def test_where_the_time_goes(here):
-    rows = benchmark.read_results(write(benchmark.RESULTS, row(part="floor", task="dqn/CartPole-v1")))
+    rows = benchmark.read_results(write(benchmark.RESULTS, row(part="floor", task="dqn, 20,480 steps")))
     told = "`optimizer.step()` 60%<br>`x = a \\| b` 38%<br>all others 2%"
-    assert benchmark.shares_line(rows, "dqn/CartPole-v1") == ["dqn/CartPole-v1", told]
-    assert benchmark.shares_line(rows, "ppo/CartPole-v1") is None
+    assert benchmark.shares_line(rows, "dqn, 20,480 steps") == ["dqn, 20,480 steps", told]
+    assert benchmark.shares_line(rows, "ppo, 20,480 steps") is None
 
 
 def test_a_run_that_ends_early(monkeypatch):
