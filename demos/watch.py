@@ -48,7 +48,11 @@ def get_agents(module, load, untrained, flags, look):
     def keep_config(config, *args, **kwargs):
         look(config.env_id)
         found.append(config)
-        return train(config, *args, **kwargs)
+        module.evaluate = evaluate  # `train` looks with it whether the task is solved
+        try:
+            return train(config, *args, **kwargs)
+        finally:
+            module.evaluate = keep_agent
 
     def keep_agent(agent, env_id, *args, **kwargs):
         raise AgentReadyError(agent, env_id)

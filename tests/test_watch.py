@@ -73,6 +73,14 @@ def test_the_return_is_that_of_the_agent(checkpoint, tmp_path, capsys):
     assert int(printed[1]) == int(printed[2]) == total
 
 
+def test_a_look_whether_it_is_solved_does_not_end_training():
+    flags = ["--env-id", "MountainCarContinuous-v0", "--total-timesteps", "256", "--eval-frequency", "64"]
+    flags += ["--num-envs", "4", "--num-steps", "16", "--eval-episodes", "2"]
+    agents, env_id = watch.get_agents(watch.load_script("pofd"), [], False, flags, print)
+    assert env_id == "MountainCarContinuous-v0"
+    assert [(title, agent.steps) for title, agent in agents] == [("pofd.py, 256 steps", 256)]
+
+
 @needs_pygame
 def test_trains_first_and_shows_a_window(capsys, monkeypatch):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
