@@ -195,8 +195,8 @@ EXPERIMENTS = [
         "And if the gradient flows into that?",
         (
             "No seed reaches 500, they end at 331 to 499: the residual gradient (Baird 1995) pulls V(s') "
-            "down to V(s) as much as V(s) up, so value travels slowly: V at the start is 7.3 to 8.2 at the end, "
-            "where the semi-gradient has 8.9 to 10.4."
+            "down to V(s) as much as V(s) up, so value travels slowly: V at the start is 7.3 to 8.2 at the "
+            "end, where the semi-gradient has 8.9 to 10.4."
         ),
         edits=(*NUMBER_PAIRS, ("value_loss =", ONE_STEP_TARGETS)),
     ),
