@@ -168,7 +168,7 @@ def train(config, report=print_progress, agent=None):
         solved = solved and np.mean(list(envs.return_queue)[-config.num_envs:] or np.nan) >= goal
         if solved:
             returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + 20_000 + step)
-            solved = returns.mean() - returns.std() >= goal
+            solved = returns.mean() - returns.std() >= goal  # the mean alone lets one failure in twenty pass
         seconds = time.perf_counter() - start
         if seconds > reported + 1 or solved or step >= config.total_timesteps:
             reported, mean_return = seconds, float(np.mean(envs.return_queue or np.nan))
