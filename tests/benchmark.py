@@ -8,6 +8,7 @@ is there. CPU seconds count from the start of the process, imports included; eva
 """
 
 import argparse
+import copy
 import dataclasses
 import gc
 import importlib
@@ -88,7 +89,8 @@ PEERS = {
     "sac/double": dict(
         algorithm="SAC", n_envs=1, total_timesteps=40_000, learning_rate=7.3e-4, buffer_size=300_000,
         batch_size=256, ent_coef="auto", gamma=0.98, tau=0.02, train_freq=8, gradient_steps=8,
-        learning_starts=10_000, use_sde=True, policy_kwargs={"log_std_init": -3, "net_arch": [400, 300]}),
+        learning_starts=10_000, use_sde=True,  # which the algorithm hands on to its policy
+        policy_kwargs={"log_std_init": -3, "net_arch": [400, 300], "use_sde": True}),
 }  # fmt: skip
 SHORT = {"total_timesteps": 20_480, "eval_frequency": 0}  # to the last step
 FLOORS = {f"{script}, 20,480 steps": (script, SHORT) for script in NETWORKS}
@@ -239,7 +241,7 @@ def measure_peer(job):
     from stable_baselines3.common.env_util import make_vec_env
 
     module, config = load(job["task"], job["seed"])  # for its task and its evaluate
-    keys = settings(job)
+    keys = copy.deepcopy(settings(job))  # the algorithm may add to them
     algorithm, n_envs, total, seed = (keys.pop(k) for k in ("algorithm", "n_envs", "total_timesteps", "seed"))
     for key, value in keys.items():
         if str(value).startswith("lin_"):  # falls to zero with the share of the run that is left
