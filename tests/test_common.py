@@ -255,7 +255,10 @@ def test_config_is_frozen(script):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_save_then_load_evaluates_the_same(script, capsys, tmp_path):
     path = tmp_path / "agent.pt"
-    status, trained, _ = run(script, [*flags(script, seed=5), "--save", str(path)], capsys)
+    config = make(script)[1]
+    asked, loop = config.total_timesteps + 1, config.num_envs * getattr(config, "num_steps", 1)
+    argv = [*flags(script, seed=5, total_timesteps=asked), "--save", str(path)]
+    status, trained, _ = run(script, argv, capsys)
     assert status == 0 and [p.name for p in tmp_path.iterdir()] == ["agent.pt"]
     status, loaded, _ = run(script, ["--load", str(path)], capsys)
     assert status == 0
@@ -265,6 +268,7 @@ def test_save_then_load_evaluates_the_same(script, capsys, tmp_path):
     )
     first, second = closing.match(trained.splitlines()[-1]), closing.match(loaded.splitlines()[-1])
     assert first and second and first.groups()[:6] == second.groups()[:6]
+    assert int(first[6].replace(",", "")) == -(-asked // loop) * loop  # made, which may be more than asked for
     assert len(loaded.splitlines()) == 1 and "step" in trained.splitlines()[0]
 
 
