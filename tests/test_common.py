@@ -268,7 +268,7 @@ def test_save_then_load_evaluates_the_same(script, capsys, tmp_path):
     )
     first, second = closing.match(trained.splitlines()[-1]), closing.match(loaded.splitlines()[-1])
     assert first and second and first.groups()[:6] == second.groups()[:6]
-    assert int(first[6].replace(",", "")) == -(-asked // loop) * loop  # made, which may be more than asked for
+    assert int(first[6].replace(",", "")) == -(-asked // loop) * loop  # those that were made
     assert len(loaded.splitlines()) == 1 and "step" in trained.splitlines()[0]
 
 
