@@ -45,8 +45,8 @@ class Config:
     end_e: float = 0.05  # epsilon after annealing
     exploration_fraction: float = 0.1  # share of total_timesteps over which epsilon is annealed
     double: bool = False  # Double DQN (van Hasselt et al. 2016)
-    eval_frequency: int = 3_200  # steps between looks whether the goal is reached and training ends; 0: none
-    eval_episodes: int = 100  # greedy episodes of such a look
+    eval_frequency: int = 3_200  # steps between tests; one at reward_threshold ends training; 0: none
+    eval_episodes: int = 100  # greedy episodes of such a test
 
     def __post_init__(self):
         free = "seed", "learning_starts", "eval_frequency"

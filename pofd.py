@@ -43,8 +43,8 @@ class Config:
     vf_coef: float = 0.5  # weight of the value loss
     ent_coef: float = 0.0  # weight of the entropy bonus
     reward_scale: float = 0.01  # times the reward, for learning only
-    eval_frequency: int = 8_192  # steps between looks whether the goal is reached and training ends; 0: none
-    eval_episodes: int = 20  # greedy episodes of such a look
+    eval_frequency: int = 8_192  # steps between tests; one at reward_threshold ends training; 0: none
+    eval_episodes: int = 20  # greedy episodes of such a test
     restarts: float = 0.25  # share of the environments that start afresh with each rollout; 0: at ends only
     demo: str = ""  # .npz of demonstrations; empty: demos/<env id>.npz beside this file
     reward_lambda: float = 0.1  # times the imitation reward, added to the environment's

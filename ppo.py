@@ -39,8 +39,8 @@ class Config:
     vf_coef: float = 0.5  # weight of the value loss
     ent_coef: float = 0.0  # weight of the entropy bonus
     reward_scale: float = 0.1  # times the reward, for learning only
-    eval_frequency: int = 1_024  # steps between looks whether the goal is reached and training ends; 0: none
-    eval_episodes: int = 100  # greedy episodes of such a look
+    eval_frequency: int = 1_024  # steps between tests; one at reward_threshold ends training; 0: none
+    eval_episodes: int = 100  # greedy episodes of such a test
 
     def __post_init__(self):
         for name, value in vars(self).items():

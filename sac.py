@@ -50,8 +50,8 @@ class Config:
     tau: float = 0.1  # share of the way to the critics that the target critics go per gradient step
     averaging: float = 0.1  # the actor returned is the mean over about this share of its steps; 0: the last
     noise_correlation: float = 0.95  # of the noise in actions, from one step to the next; the paper has 0
-    eval_frequency: int = 4_000  # steps between looks whether the goal is reached and training ends; 0: none
-    eval_episodes: int = 40  # greedy episodes of such a look
+    eval_frequency: int = 4_000  # steps between tests; one at reward_threshold ends training; 0: none
+    eval_episodes: int = 40  # greedy episodes of such a test
     max_episode_steps: int = 200  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
 
     def __post_init__(self):
