@@ -39,8 +39,8 @@ class Config:
     plain: bool = False  # the paper's critics, without LayerNorm
     learning_rate: float = 5e-3  # of Adam, for actor, critics and temperature
     end_learning_rate: float = 0.3  # share of it to which it is annealed linearly; 1: constant
-    gamma: float = 0.99  # discount factor, per step
-    reward_scale: float = 0.03  # times the reward, for learning only
+    gamma: float = 0.995  # discount factor, per step
+    reward_scale: float = 0.015  # times the reward, for learning only
     alpha: float = 0.003  # temperature at the start, the price of a nat of entropy in scaled reward
     buffer_size: int = 1_000_000  # transitions kept for replay
     batch_size: int = 256  # transitions per gradient step
@@ -51,7 +51,7 @@ class Config:
     averaging: float = 0.1  # the actor returned is the mean over about this share of its steps; 0: the last
     noise_correlation: float = 0.95  # of the noise in actions, from one step to the next; the paper has 0
     eval_frequency: int = 4_000  # steps between tests; one at reward_threshold ends training; 0: none
-    eval_episodes: int = 40  # greedy episodes of such a test
+    eval_episodes: int = 60  # greedy episodes of such a test
     max_episode_steps: int = 200  # truncates training episodes, so that fresh starts keep coming; 0: doesn't
 
     def __post_init__(self):

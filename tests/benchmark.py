@@ -56,8 +56,7 @@ TASKS = {  # name: script, settings other than its defaults, return that counts 
                  "restarts": 0.5, "eval_episodes": 40}, 950, "main"),
     "pofd/mountain car": ("pofd", {"env_id": "MountainCarContinuous-v0"}, 90, "main"),
     "sac/double": ("sac", {}, 950, "main"),
-    "sac/single dense": (
-        "sac", {"env_id": f"{PENDULUM}Env-v0", "gamma": 0.995, "reward_scale": 0.015}, 950, "main"),
+    "sac/single dense": ("sac", {"env_id": f"{PENDULUM}Env-v0"}, 950, "main"),
     "sac/Pendulum-v1": ("sac", {"env_id": "Pendulum-v1", "total_timesteps": 10_000}, -200, "main"),
     "sac/double dense": ("sac", {"env_id": f"{DOUBLE}Env-v0"}, 9100, "controls"),
     "sac/single": ("sac", {"env_id": f"{PENDULUM}SparseEnv-v0"}, 475, "controls"),

@@ -29,10 +29,7 @@ SETTINGS = {  # not ended when solved: what comes after shows what is broken. SA
     "dqn": dict(eval_frequency=0, total_timesteps=112_000),
     "ppo": dict(eval_frequency=0, total_timesteps=40_960),
     "pofd": dict(eval_frequency=0, total_timesteps=39_936),
-    "sac": dict(
-        eval_frequency=0, env_id="InvertedPendulumPyBulletEnv-v0", total_timesteps=20_000, gamma=0.995,
-        reward_scale=0.015,
-    ),
+    "sac": dict(eval_frequency=0, env_id="InvertedPendulumPyBulletEnv-v0", total_timesteps=20_000),
 }  # fmt: skip
 
 

@@ -549,6 +549,33 @@ def test_evaluate_returns_one_number_an_episode(script):
     assert (module.evaluate(agent, config.env_id, 3, 1).shape) == (3,) and other.shape == (7,)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_device_cuda(script, capsys, tmp_path, monkeypatch):
+    """All that is learned from is there; same seed, same bits; what was saved is evaluated there and here."""
+    module, config = make(script, device="cuda")
+    loss, seen = {"dqn": "td_loss", "sac": "critic_loss"}.get(script, "clipped_surrogate"), set()
+    compute = getattr(module, loss)
+
+    def spy(*args, **options):
+        value = compute(*args, **options)
+        tensors = [x for arg in args for x in (arg if isinstance(arg, tuple) else [arg])]
+        seen.update(x.device.type for x in [*tensors, value] if torch.is_tensor(x))
+        return value
+
+    monkeypatch.setattr(module, loss, spy)
+    agent = module.train(config, report=lambda row: None)
+    assert seen == {"cuda"} and all(value.is_cuda for value in agent.state_dict().values())
+    path = tmp_path / "agent.pt"
+    status, trained, _ = run(script, [*flags(script, device="cuda"), "--save", str(path)], capsys)
+    saved = torch.load(path, "cpu", weights_only=True)[f"{script}.py {config.env_id}"]
+    assert status == 0 and all(torch.equal(saved[k], v.cpu()) for k, v in agent.state_dict().items())
+    closing = trained.splitlines()[-1].split(" over ")[0]
+    for device in [], ["--device", "cpu"]:
+        status, loaded, _ = run(script, ["--load", str(path), *device], capsys)
+        assert status == 0 and loaded.split(" over ")[0] == closing
+
+
 def bad_input(script):
     box = script in BOX_ONLY
     yield from (
