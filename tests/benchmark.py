@@ -50,10 +50,7 @@ TASKS = {  # name: script, settings other than its defaults, return that counts 
     "ppo/Pendulum-v1": ("ppo", {**PPO_PENDULUM, "total_timesteps": 102_400}, -300, "main"),
     "ppo/single dense": ("ppo", {"env_id": f"sac:{PENDULUM}Env-v0"}, 950, "main"),
     "pofd/single": ("pofd", {}, 475, "main"),
-    "pofd/double": (
-        "pofd", {"env_id": f"{DOUBLE}SparseEnv-v0", "total_timesteps": 79_872, "gamma": 0.998,
-                 "learning_rate": 0.0025, "end_learning_rate": 0.5, "reward_scale": 0.03,
-                 "restarts": 0.5, "eval_episodes": 40}, 950, "main"),
+    "pofd/double": ("pofd", {"env_id": f"{DOUBLE}SparseEnv-v0"}, 950, "main"),
     "pofd/mountain car": ("pofd", {"env_id": "MountainCarContinuous-v0"}, 90, "main"),
     "sac/double": ("sac", {}, 950, "main"),
     "sac/single dense": ("sac", {"env_id": f"{PENDULUM}Env-v0"}, 950, "main"),
@@ -71,8 +68,7 @@ CONTROLS = {  # what the demonstrations must beat, and how much lambda matters; 
 for name, (script, changes, threshold, _) in [task for task in TASKS.items() if task[0].startswith("pofd")]:
     for control, change in CONTROLS.items():
         TASKS[f"{name}, {control}"] = (script, {**changes, **change}, threshold, "controls")
-TASKS["pofd/double, no restarts"] = (
-    "pofd", {**TASKS["pofd/double"][1], "restarts": 0.0}, 950, "controls")
+TASKS["pofd/double, no restarts"] = ("pofd", {**TASKS["pofd/double"][1], "restarts": 0.0}, 950, "controls")
 # Stable-Baselines3 with the settings of github.com/DLR-RM/rl-baselines3-zoo, hyperparams/{ppo,dqn,sac}.yml,
 # for CartPole-v1, Pendulum-v1 and InvertedDoublePendulumBulletEnv-v0 (there dense, 500,000 steps; here ours).
 PEERS = {
