@@ -1,6 +1,6 @@
 """POfD (Kang, Jie and Feng 2018, ICML): PPO, rewarded also for looking like a few demonstrations.
 
-`python pofd.py` solves the sparse pendulum: 500.0 of 500 after 16,384 to 39,936 steps, ten seeds of ten.
+`python pofd.py` solves the sparse pendulum: 500.0 of 500 after 8,192 to 32,768 steps, ten seeds of ten.
 env.step -> obs, action, reward (T, N) -> reward + lambda imitation_reward -> gae -> clipped_surrogate
             -> Adam
             obs, action and demonstrations -> discriminator_loss -> Adam
