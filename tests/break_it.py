@@ -254,8 +254,8 @@ EXPERIMENTS = [
         "D learns before its reward is read",
         "Does the order matter?",
         (
-            "One seed of three is not done in time (GAIL has this order): D judges a rollout that it has just "
-            "been trained on and pays less for it; V at the start ends at 19.4 to 23.4 in place of 23.8 to "
+            "One seed of three is not done in time (GAIL has this order): D judges a rollout that it has "
+            "just been trained on and pays less for it; V at the start ends at 19.4 to 23.4 in place of 23.8 to "
             "34.0."
         ),
         edits=(
