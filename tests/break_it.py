@@ -255,8 +255,8 @@ EXPERIMENTS = [
         "Does the order matter?",
         (
             "One seed of three is not done in time (GAIL has this order): D judges a rollout that it has "
-            "just been trained on and pays less for it; V at the start ends at 19.4 to 23.4 in place of 23.8 to "
-            "34.0."
+            "just been trained on and pays less for it; V at the start ends at 19.4 to 23.4 in place of "
+            "23.8 to 34.0."
         ),
         edits=(
             (UPDATE_D, ""),
