@@ -1,0 +1,1 @@
+"""The pendulums, the demonstrations, and programs to look with."""
