@@ -105,8 +105,8 @@ def main(config=Config(), report=print):
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.NEXT_STEP, "expected NEXT_STEP resets"
-    assert len(obs_space.shape or ()) == 1, f"observations are {obs_space}, expected a flat Box"
-    assert isinstance(action_space, gym.spaces.Discrete), f"actions are {action_space}, expected Discrete"
+    assert len(obs_space.shape or ()) == 1, f"{obs_space}: expected flat observations"
+    assert action_space.shape == () and action_space.start == 0, f"{action_space}: expected Discrete from 0"
     agent = QNetwork(obs_space.shape[0], int(action_space.n), config.hidden_size)
     target_network = copy.deepcopy(agent)
     optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, fused=True)
@@ -138,11 +138,12 @@ def main(config=Config(), report=print):
         # Evaluate now and then, and stop when solved.
         if step % config.eval_frequency < config.num_envs or step >= config.total_timesteps:
             returns = evaluate(agent, config.env_id, 100, config.seed + step)
-            report(f"step {step:6d}  return {returns.mean():6.1f}  td_loss {loss:.4f}  epsilon {epsilon:.2f}")
+            report(f"step {step:6}  return {returns.mean():6.1f}  td_loss {loss:.4f}  epsilon {epsilon:.2f}")
             if config.save:
                 torch.save({"config": vars(config), "weights": agent.state_dict()}, f"{config.save}.tmp")
                 os.replace(f"{config.save}.tmp", config.save)
-            if returns.mean() - returns.std() >= (envs.spec.reward_threshold or np.inf):
+            threshold = envs.spec.reward_threshold
+            if threshold is not None and returns.mean() - returns.std() >= threshold:
                 break
 
     envs.close()

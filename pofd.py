@@ -50,8 +50,8 @@ class ActorCritic(nn.Module):
     def __init__(self, obs_space, action_space, hidden):
         super().__init__()
         self.action_space, outputs = action_space, action_space.shape[0]
-        assert len(obs_space.shape or ()) == 1, f"observations are {obs_space}, expected a flat Box"
-        assert action_space.is_bounded(), f"actions are {action_space}, expected bounds"
+        assert len(obs_space.shape or ()) == 1, f"{obs_space}: expected flat observations"
+        assert action_space.shape and action_space.is_bounded(), f"{action_space}: expected a Box with bounds"
         self.actor, self.critic = (  # the mean of the Gaussian, the value
             nn.Sequential(nn.Linear(obs_space.shape[0], hidden), nn.Tanh(), nn.Linear(hidden, hidden),
                           nn.Tanh(), nn.Linear(hidden, size)) for size in (outputs, 1))
@@ -133,11 +133,11 @@ def main(config=Config(), report=print):
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
     assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.NEXT_STEP, "expected NEXT_STEP resets"
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, config.hidden_size)
-    next_obs, _ = envs.reset(seed=config.seed)
+    obs, _ = envs.reset(seed=config.seed)
     path = config.demo or Path(__file__).with_name("demos") / (config.env_id.split(":")[-1] + ".npz")
     with np.load(path) as file:
         demo_obs, demo_action = file["observations"], file["actions"]
-    for array, shape in (demo_obs, next_obs.shape[1:]), (demo_action, agent.action_space.shape):
+    for array, shape in (demo_obs, obs.shape[1:]), (demo_action, agent.action_space.shape):
         if array.shape != (len(demo_obs), *shape):
             raise ValueError(f"{path}: array {array.shape}, expected {(len(demo_obs), *shape)}")
     demo = np.hstack([demo_obs, np.clip(demo_action, agent.action_space.low, agent.action_space.high)])
@@ -153,21 +153,20 @@ def main(config=Config(), report=print):
         # Act and store. The step after the end of an episode only resets it; make_batch leaves it out.
         rollout = []
         for _ in range(config.num_steps):
-            obs, reset = next_obs, done
             action = agent(obs)[0].sample().numpy()
             executed = agent.execute(action)
             next_obs, reward, terminated, truncated, _ = envs.step(executed)
-            done = terminated | truncated
             pair = (np.hstack([obs, executed]) - mean) / std
-            rollout.append((pair, obs, action, reward, next_obs, terminated, done, reset))
+            rollout.append((pair, obs, action, reward, next_obs, terminated, terminated | truncated, done))
+            obs, done = next_obs, terminated | truncated
 
         # Learn. The discriminator's reward is read before it learns from this rollout.
         batch = make_batch(rollout, agent, discriminator, config)
         for _ in range(config.update_epochs):
             for index in torch.randperm(len(batch[0])).tensor_split(config.num_minibatches):
-                _, obs, action, old_log_prob, advantage, target = (x[index] for x in batch)
+                _, old_obs, action, old_log_prob, advantage, target = (x[index] for x in batch)
                 advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-                policy, value = agent(obs)
+                policy, value = agent(old_obs)
                 value_loss, entropy = nn.functional.mse_loss(value, target), policy.entropy().mean()
                 loss = clipped_surrogate(policy.log_prob(action), old_log_prob, advantage, config.clip_coef)
                 loss = loss + 0.5 * value_loss - config.ent_coef * entropy
@@ -188,12 +187,13 @@ def main(config=Config(), report=print):
         # Evaluate now and then, and stop when solved.
         if step % config.eval_frequency < rollout_size or step >= config.total_timesteps:
             returns = evaluate(agent, config.env_id, 60, config.seed + step)
-            report(f"step {step:6d}  return {returns.mean():6.1f}  value_loss {value_loss:.3f}  "
+            report(f"step {step:6}  return {returns.mean():6.1f}  value_loss {value_loss:.3f}  "
                    f"entropy {entropy:.2f}  discriminator_loss {d_loss:.3f}")
             if config.save:
                 torch.save({"config": vars(config), "weights": agent.state_dict()}, f"{config.save}.tmp")
                 os.replace(f"{config.save}.tmp", config.save)
-            if returns.mean() - returns.std() >= (envs.spec.reward_threshold or np.inf):
+            threshold = envs.spec.reward_threshold
+            if threshold is not None and returns.mean() - returns.std() >= threshold:
                 break
 
     envs.close()

@@ -43,8 +43,8 @@ class ActorCritic(nn.Module):
     def __init__(self, obs_space, action_space, hidden):
         super().__init__()
         self.action_space, self.discrete = action_space, isinstance(action_space, gym.spaces.Discrete)
-        assert len(obs_space.shape or ()) == 1, f"observations are {obs_space}, expected a flat Box"
-        assert self.discrete or action_space.is_bounded(), f"actions are {action_space}, expected bounds"
+        assert len(obs_space.shape or ()) == 1, f"{obs_space}: expected flat observations"
+        assert self.discrete or action_space.is_bounded(), f"{action_space}: expected Discrete or bounds"
         outputs = int(action_space.n) if self.discrete else action_space.shape[0]
         self.actor, self.critic = (  # the actor's outputs are logits, or the mean of the Gaussian
             nn.Sequential(nn.Linear(obs_space.shape[0], hidden), nn.Tanh(), nn.Linear(hidden, hidden),
@@ -62,7 +62,7 @@ class ActorCritic(nn.Module):
     def execute(self, action):
         """What env.step takes for the policy's action. In a Box [-1, 1] is scaled to the bounds."""
         if self.discrete:
-            return action
+            return action + self.action_space.start
         low, high = self.action_space.low, self.action_space.high
         return np.clip((low + high + (high - low) * action) / 2, low, high).astype(low.dtype)
 
@@ -120,26 +120,25 @@ def main(config=Config(), report=print):
     assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.NEXT_STEP, "expected NEXT_STEP resets"
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, config.hidden_size)
     optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, fused=True)
-    next_obs, _ = envs.reset(seed=config.seed)
+    obs, _ = envs.reset(seed=config.seed)
     done, rollout_size = np.zeros(config.num_envs, bool), config.num_envs * config.num_steps
 
     for step in range(rollout_size, config.total_timesteps + rollout_size, rollout_size):
         # Act and store. The step after the end of an episode only resets it; make_batch leaves it out.
         rollout = []
         for _ in range(config.num_steps):
-            obs, reset = next_obs, done
             action = agent(obs)[0].sample().numpy()
             next_obs, reward, terminated, truncated, _ = envs.step(agent.execute(action))
-            done = terminated | truncated
-            rollout.append((obs, action, reward, next_obs, terminated, done, reset))
+            rollout.append((obs, action, reward, next_obs, terminated, terminated | truncated, done))
+            obs, done = next_obs, terminated | truncated
 
         # Learn.
         batch = make_batch(rollout, agent, config)
         for _ in range(config.update_epochs):
             for index in torch.randperm(len(batch[0])).tensor_split(config.num_minibatches):
-                obs, action, old_log_prob, advantage, target = (x[index] for x in batch)
+                old_obs, action, old_log_prob, advantage, target = (x[index] for x in batch)
                 advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-                policy, value = agent(obs)
+                policy, value = agent(old_obs)
                 value_loss, entropy = nn.functional.mse_loss(value, target), policy.entropy().mean()
                 loss = clipped_surrogate(policy.log_prob(action), old_log_prob, advantage, config.clip_coef)
                 loss = loss + 0.5 * value_loss - config.ent_coef * entropy
@@ -153,12 +152,13 @@ def main(config=Config(), report=print):
         # Evaluate now and then, and stop when solved.
         if step % config.eval_frequency < rollout_size or step >= config.total_timesteps:
             returns = evaluate(agent, config.env_id, 100, config.seed + step)
-            report(f"step {step:6d}  return {returns.mean():6.1f}  value_loss {value_loss:.3f}  "
+            report(f"step {step:6}  return {returns.mean():6.1f}  value_loss {value_loss:.3f}  "
                    f"entropy {entropy:.2f}")
             if config.save:
                 torch.save({"config": vars(config), "weights": agent.state_dict()}, f"{config.save}.tmp")
                 os.replace(f"{config.save}.tmp", config.save)
-            if returns.mean() - returns.std() >= (envs.spec.reward_threshold or np.inf):
+            threshold = envs.spec.reward_threshold
+            if threshold is not None and returns.mean() - returns.std() >= threshold:
                 break
 
     envs.close()

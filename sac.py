@@ -45,8 +45,8 @@ class Config:
 class Actor(nn.Sequential):
     """pi(a|s), the tanh of a Gaussian, in [-1, 1]: (B, obs_dim) to the Gaussian's mean and log-std (B, 2 act_dim)."""
     def __init__(self, obs_space, action_space, hidden):
-        assert len(obs_space.shape or ()) == 1, f"observations are {obs_space}, expected a flat Box"
-        assert action_space.is_bounded(), f"actions are {action_space}, expected bounds"
+        assert len(obs_space.shape or ()) == 1, f"{obs_space}: expected flat observations"
+        assert action_space.shape and action_space.is_bounded(), f"{action_space}: expected a Box with bounds"
         super().__init__(nn.Linear(obs_space.shape[0], hidden), nn.ReLU(), nn.Linear(hidden, hidden),
                          nn.ReLU(), nn.Linear(hidden, 2 * action_space.shape[0]))
         self.action_space = action_space
@@ -183,11 +183,12 @@ def main(config=Config(), report=print):
         # Evaluate now and then, and stop when solved.
         if step % config.eval_frequency < config.num_envs or step >= config.total_timesteps:
             returns = evaluate(agent, config.env_id, 60, config.seed + step)
-            report(f"step {step:6d}  return {returns.mean():6.1f}  critic_loss {loss:.2e}  alpha {alpha:.2e}")
+            report(f"step {step:6}  return {returns.mean():6.1f}  critic_loss {loss:.2e}  alpha {alpha:.2e}")
             if config.save:
                 torch.save({"config": vars(config), "weights": agent.state_dict()}, f"{config.save}.tmp")
                 os.replace(f"{config.save}.tmp", config.save)
-            if returns.mean() - returns.std() >= (envs.spec.reward_threshold or np.inf):
+            threshold = envs.spec.reward_threshold
+            if threshold is not None and returns.mean() - returns.std() >= threshold:
                 break
 
     envs.close()
