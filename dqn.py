@@ -1,6 +1,6 @@
 """DQN (Mnih et al. 2015, doi:10.1038/nature14236): learn Q(s, a) from replayed steps, then act greedily.
 
-`python dqn.py` solves CartPole-v1 in seconds. It prints a row per evaluation and stops when it is solved.
+`python dqn.py` solves CartPole-v1 in seconds. It prints a row per evaluation until it is solved.
 env.step -> ReplayBuffer.add -> ReplayBuffer.sample -> td_loss -> Adam -> target network
 """
 # /// script
@@ -57,19 +57,19 @@ class ReplayBuffer:
     def __init__(self, size, obs_shape, action_shape):
         self.size, self.added = size, 0
         shapes = Batch(obs_shape, action_shape, (), obs_shape, ())
-        self.data = Batch(*(np.zeros((size, *shape), np.float32) for shape in shapes))
+        self.data = Batch(*(torch.zeros(size, *shape) for shape in shapes))
 
     def add(self, *transitions):
         """Store N transitions, the arrays (N, ...) of a Batch, over the oldest ones once it is full."""
         index = (self.added + np.arange(len(transitions[0]))) % self.size
         for stored, new in zip(self.data, transitions):
-            stored[index] = new
+            stored[index] = torch.as_tensor(new, dtype=torch.float32)
         self.added += len(index)
 
-    def sample(self, batch_size, rng):
+    def sample(self, batch_size):
         """Draw a Batch of tensors (B, ...), uniformly and with replacement."""
-        index = rng.integers(min(self.added, self.size), size=batch_size)
-        return Batch(*(torch.as_tensor(stored[index]) for stored in self.data))
+        index = torch.randint(min(self.added, self.size), (batch_size,))
+        return Batch(*(stored[index] for stored in self.data))
 
 
 def td_loss(q_network, target_network, batch, gamma):
@@ -89,8 +89,7 @@ def evaluate(agent, env_id, episodes, seed):
     returns, running, steps = np.zeros(episodes), np.ones(episodes, bool), 0
     while running.any() and steps < 10_000:
         obs, reward, terminated, truncated, _ = envs.step(agent.act(obs))
-        returns, steps = returns + reward * running, steps + 1
-        running &= ~(terminated | truncated)
+        returns, running, steps = returns + reward * running, running & ~(terminated | truncated), steps + 1
     envs.close()
     if running.any():
         gym.logger.warn(f"{env_id}: {running.sum()} of {episodes} episodes were cut at 10,000 steps")
@@ -111,8 +110,7 @@ def main(config=Config(), report=print):
     target_network = copy.deepcopy(agent)
     optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, fused=True)
     buffer = ReplayBuffer(config.buffer_size, obs_space.shape, action_space.shape)
-    obs, _ = envs.reset(seed=config.seed)
-    done = np.zeros(config.num_envs, bool)
+    obs, done = envs.reset(seed=config.seed)[0], np.zeros(config.num_envs, bool)
 
     for step in range(config.num_envs, config.total_timesteps + config.num_envs, config.num_envs):
         # Act: at random with probability epsilon, else greedily.
@@ -126,7 +124,7 @@ def main(config=Config(), report=print):
         obs, done = next_obs, terminated | truncated
 
         # Learn, then let the target network follow.
-        loss = td_loss(agent, target_network, buffer.sample(config.batch_size, rng), config.gamma)
+        loss = td_loss(agent, target_network, buffer.sample(config.batch_size), config.gamma)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} at step {step}")
         optimizer.zero_grad()

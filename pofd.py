@@ -1,6 +1,6 @@
 """POfD (Kang, Jie and Feng 2018, ICML): PPO that is also paid for looking like a few demonstrations.
 
-`python pofd.py` solves the sparse pendulum in seconds. It prints a row per evaluation and stops then.
+`python pofd.py` solves a sparse pendulum in seconds. It prints a row per evaluation until it is solved.
 env.step -> make_batch, imitation_reward -> gae -> clipped_surrogate + value loss - entropy -> Adam
                      and demonstrations -> discriminator_loss -> Adam
 """
@@ -29,19 +29,19 @@ class Config:
     total_timesteps: int = 163_840  # environment steps, unless solved before
     eval_frequency: int = 8_192  # environment steps between evaluations
     num_envs: int = 16  # N, environments side by side
+    max_episode_steps: int = 200  # training episodes are cut here, so that fresh starts keep coming
     num_steps: int = 64  # T, steps of each environment per rollout
     hidden_size: int = 64  # units in each of the two hidden layers
     learning_rate: float = 1e-3  # step size of Adam
-    gamma: float = 0.998  # discount factor
+    gamma: float = 0.995  # discount factor
     gae_lambda: float = 0.95  # 0 gives one-step advantages, 1 gives whole returns
     update_epochs: int = 16  # passes over each rollout
     num_minibatches: int = 2  # gradient steps per pass
     clip_coef: float = 0.2  # a probability ratio further than this from 1 gains nothing
     ent_coef: float = 0.0  # weight of the entropy bonus
     demo: str = ""  # .npz of demonstrations; by default demos/<env id>.npz beside this file
-    reward_scale: float = 0.03  # the environment's rewards are multiplied by this before learning
+    reward_scale: float = 0.1  # the environment's rewards are multiplied by this before learning
     reward_lambda: float = 0.1  # weight of the imitation reward
-    discriminator_steps: int = 20  # gradient steps of the discriminator per rollout
     discriminator_learning_rate: float = 1e-3  # step size of its Adam; 0 makes its reward a constant bonus
 
 
@@ -55,11 +55,12 @@ class ActorCritic(nn.Module):
         self.actor, self.critic = (  # the mean of the Gaussian, the value
             nn.Sequential(nn.Linear(obs_space.shape[0], hidden), nn.Tanh(), nn.Linear(hidden, hidden),
                           nn.Tanh(), nn.Linear(hidden, size)) for size in (outputs, 1))
+        self.register_buffer("scale", torch.ones(2, obs_space.shape[0]))  # the demonstrations' mean and std
         self.log_std = nn.Parameter(torch.zeros(outputs))  # of the Gaussian, the same in all states
 
     def forward(self, obs):
         """The distribution pi(.|s) and the value V(s) (...,) for observations (..., obs_dim)."""
-        obs = torch.as_tensor(obs, dtype=torch.float32)
+        obs = (torch.as_tensor(obs, dtype=torch.float32) - self.scale[0]) / self.scale[1]
         policy = Independent(Normal(self.actor(obs), self.log_std.exp()), 1)
         return policy, self.critic(obs).squeeze(-1)
 
@@ -118,8 +119,7 @@ def evaluate(agent, env_id, episodes, seed):
     returns, running, steps = np.zeros(episodes), np.ones(episodes, bool), 0
     while running.any() and steps < 10_000:
         obs, reward, terminated, truncated, _ = envs.step(agent.act(obs))
-        returns, steps = returns + reward * running, steps + 1
-        running &= ~(terminated | truncated)
+        returns, running, steps = returns + reward * running, running & ~(terminated | truncated), steps + 1
     envs.close()
     if running.any():
         gym.logger.warn(f"{env_id}: {running.sum()} of {episodes} episodes were cut at 10,000 steps")
@@ -130,23 +130,25 @@ def main(config=Config(), report=print):
     """Train an agent and return it; `report` gets a line per evaluation. Sets torch's seed and threads."""
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)  # networks this small are faster on one core
-    envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
+    envs = gym.make_vec(config.env_id, num_envs=config.num_envs, max_episode_steps=config.max_episode_steps)
     assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.NEXT_STEP, "expected NEXT_STEP resets"
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, config.hidden_size)
     obs, _ = envs.reset(seed=config.seed)
     path = config.demo or Path(__file__).with_name("demos") / (config.env_id.split(":")[-1] + ".npz")
     with np.load(path) as file:
-        demo_obs, demo_action = file["observations"], file["actions"]
-    for array, shape in (demo_obs, obs.shape[1:]), (demo_action, agent.action_space.shape):
-        if array.shape != (len(demo_obs), *shape):
-            raise ValueError(f"{path}: array {array.shape}, expected {(len(demo_obs), *shape)}")
-    demo = np.hstack([demo_obs, np.clip(demo_action, agent.action_space.low, agent.action_space.high)])
-    mean, std = demo.mean(0), demo.std(0) + 1e-8  # pairs (s, a) are put on the demonstrations' scale
+        demo = [file["observations"], file["actions"]]
+    for array, space in zip(demo, (envs.single_observation_space, envs.single_action_space)):
+        if array.shape != (len(demo[0]), *space.shape):
+            raise ValueError(f"{path}: array {array.shape}, expected {(len(demo[0]), *space.shape)}")
+    demo = np.hstack([demo[0], np.clip(demo[1], agent.action_space.low, agent.action_space.high)])
+    mean, std = demo.mean(0), demo.std(0) + 1e-8  # of observations and actions, for agent and D
+    agent.scale[:] = torch.as_tensor(np.array([mean, std])[:, :obs.shape[1]])
     demo = torch.as_tensor((demo - mean) / std, dtype=torch.float32)
-    discriminator = nn.Sequential(nn.Linear(demo.shape[1], 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(),
+    discriminator = nn.Sequential(nn.Linear(len(mean), 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(),
                                   nn.Linear(64, 1), nn.Flatten(-2))  # the logit of D(s, a)
-    d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=config.discriminator_learning_rate)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, fused=True)
+    optimizer = torch.optim.Adam([
+        {"params": agent.parameters(), "lr": config.learning_rate},
+        {"params": discriminator.parameters(), "lr": config.discriminator_learning_rate}], fused=True)
     done, rollout_size = np.zeros(config.num_envs, bool), config.num_envs * config.num_steps
 
     for step in range(rollout_size, config.total_timesteps + rollout_size, rollout_size):
@@ -164,25 +166,19 @@ def main(config=Config(), report=print):
         batch = make_batch(rollout, agent, discriminator, config)
         for _ in range(config.update_epochs):
             for index in torch.randperm(len(batch[0])).tensor_split(config.num_minibatches):
-                _, old_obs, action, old_log_prob, advantage, target = (x[index] for x in batch)
+                pairs, old_obs, action, old_log_prob, advantage, target = (x[index] for x in batch)
                 advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
                 policy, value = agent(old_obs)
                 value_loss, entropy = nn.functional.mse_loss(value, target), policy.entropy().mean()
                 loss = clipped_surrogate(policy.log_prob(action), old_log_prob, advantage, config.clip_coef)
                 loss = loss + 0.5 * value_loss - config.ent_coef * entropy
-                if not torch.isfinite(loss):
-                    raise FloatingPointError(f"the loss is {loss} at step {step}")
+                demo_pairs = demo[torch.randint(len(demo), (len(index),))]
+                d_loss = discriminator_loss(discriminator(pairs), discriminator(demo_pairs))
+                if not torch.isfinite(loss + d_loss):
+                    raise FloatingPointError(f"the losses are {loss} and {d_loss} at step {step}")
                 optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(agent.parameters(), 0.5)
+                (loss + d_loss).backward()  # no weight is in both
                 optimizer.step()
-
-        for _ in range(config.discriminator_steps):
-            agent_pairs, demo_pairs = (x[torch.randint(len(x), (256,))] for x in (batch[0], demo))
-            d_loss = discriminator_loss(discriminator(agent_pairs), discriminator(demo_pairs))
-            d_optimizer.zero_grad()
-            d_loss.backward()
-            d_optimizer.step()
 
         # Evaluate now and then, and stop when solved.
         if step % config.eval_frequency < rollout_size or step >= config.total_timesteps:

@@ -1,6 +1,6 @@
 """PPO (Schulman et al. 2017, arXiv:1707.06347): policy gradients that stay close to the policy that acted.
 
-`python ppo.py` solves CartPole-v1 in seconds. It prints a row per evaluation and stops when it is solved.
+`python ppo.py` solves CartPole-v1 in seconds. It prints a row per evaluation until it is solved.
 env.step -> make_batch -> gae -> clipped_surrogate + value loss - entropy -> Adam
 """
 # /// script
@@ -104,8 +104,7 @@ def evaluate(agent, env_id, episodes, seed):
     returns, running, steps = np.zeros(episodes), np.ones(episodes, bool), 0
     while running.any() and steps < 10_000:
         obs, reward, terminated, truncated, _ = envs.step(agent.act(obs))
-        returns, steps = returns + reward * running, steps + 1
-        running &= ~(terminated | truncated)
+        returns, running, steps = returns + reward * running, running & ~(terminated | truncated), steps + 1
     envs.close()
     if running.any():
         gym.logger.warn(f"{env_id}: {running.sum()} of {episodes} episodes were cut at 10,000 steps")
@@ -146,7 +145,6 @@ def main(config=Config(), report=print):
                     raise FloatingPointError(f"the loss is {loss} at step {step}")
                 optimizer.zero_grad()
                 loss.backward()
-                nn.utils.clip_grad_norm_(agent.parameters(), 0.5)
                 optimizer.step()
 
         # Evaluate now and then, and stop when solved.
