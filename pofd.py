@@ -32,8 +32,8 @@ class Config:
     max_episode_steps: int = 200  # training episodes are cut here, so that fresh starts keep coming
     num_steps: int = 64  # T, steps of each environment per rollout
     hidden_size: int = 64  # units in each of the two hidden layers
-    learning_rate: float = 1e-3  # step size of Adam
-    gamma: float = 0.995  # discount factor
+    learning_rate: float = 3e-3  # step size of Adam
+    gamma: float = 0.998  # discount factor
     gae_lambda: float = 0.95  # 0 gives one-step advantages, 1 gives whole returns
     update_epochs: int = 16  # passes over each rollout
     num_minibatches: int = 2  # gradient steps per pass

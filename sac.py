@@ -1,6 +1,6 @@
 """SAC (Haarnoja et al. 2018, arXiv:1812.05905): maximise return plus entropy, from replayed steps.
 
-`python sac.py` solves a sparse double pendulum in a minute. It prints a row per evaluation until it is solved.
+`python sac.py` solves a double pendulum in a minute. It prints a row per evaluation until it is solved.
 env.step -> ReplayBuffer.add -> ReplayBuffer.sample -> critic_loss, actor_loss, temperature_loss -> Adam
 """
 # /// script
@@ -28,7 +28,7 @@ class Config:
     seed: int = 1  # seeds weights, environments, actions and replay
     save: str = ""  # file for weights and settings, written at each evaluation
     total_timesteps: int = 80_000  # environment steps, unless solved before
-    eval_frequency: int = 4_000  # environment steps between evaluations
+    eval_frequency: int = 5_000  # environment steps between evaluations
     num_envs: int = 4  # environments side by side
     max_episode_steps: int = 200  # training episodes are cut here, so that fresh starts keep coming
     hidden_size: int = 64  # units in each of the two hidden layers
@@ -40,7 +40,7 @@ class Config:
 
 
 class Actor(nn.Sequential):
-    """pi(a|s) on [-1, 1], the tanh of a Gaussian (its mean and log-std (B, 2 act_dim)), and the temperature."""
+    """pi(a|s), the tanh of a Gaussian of this mean and log-std (B, 2 act_dim), and the temperature alpha."""
     def __init__(self, obs_space, action_space, hidden, alpha):
         assert len(obs_space.shape or ()) == 1, f"{obs_space}: expected flat observations"
         assert action_space.shape and action_space.is_bounded(), f"{action_space}: expected a Box with bounds"
