@@ -120,7 +120,7 @@ def main(config=Config(), report=print):
         next_obs, reward, terminated, truncated, _ = envs.step(action)
 
         # Store. The step after the end of an episode only resets it, so it is left out.
-        buffer.add(*(array[~done] for array in (obs, action, reward, next_obs, terminated)))
+        buffer.add(*(x[~done] for x in (obs, action, reward, next_obs, terminated)))
         obs, done = next_obs, terminated | truncated
 
         # Learn, then let the target network follow.

@@ -49,9 +49,9 @@ class ActorCritic(nn.Module):
     """The policy pi(a|s), a Gaussian, and the value V(s)."""
     def __init__(self, obs_space, action_space, hidden):
         super().__init__()
-        self.action_space, outputs = action_space, action_space.shape[0]
         assert len(obs_space.shape or ()) == 1, f"{obs_space}: expected flat observations"
         assert action_space.shape and action_space.is_bounded(), f"{action_space}: expected a Box with bounds"
+        self.action_space, outputs = action_space, action_space.shape[0]
         self.actor, self.critic = (  # the mean of the Gaussian, the value
             nn.Sequential(nn.Linear(obs_space.shape[0], hidden), nn.Tanh(), nn.Linear(hidden, hidden),
                           nn.Tanh(), nn.Linear(hidden, size)) for size in (outputs, 1))
@@ -135,11 +135,12 @@ def main(config=Config(), report=print):
     agent = ActorCritic(envs.single_observation_space, envs.single_action_space, config.hidden_size)
     obs, _ = envs.reset(seed=config.seed)
     path = config.demo or Path(__file__).with_name("demos") / (config.env_id.split(":")[-1] + ".npz")
+    spaces = {"observations": envs.single_observation_space, "actions": envs.single_action_space}
     with np.load(path) as file:
-        demo = [file["observations"], file["actions"]]
-    for array, space in zip(demo, (envs.single_observation_space, envs.single_action_space)):
+        demo = [file[key] for key in spaces]
+    for array, (key, space) in zip(demo, spaces.items()):
         if array.shape != (len(demo[0]), *space.shape):
-            raise ValueError(f"{path}: array {array.shape}, expected {(len(demo[0]), *space.shape)}")
+            raise ValueError(f"{path}: {key} {array.shape}, expected {(len(demo[0]), *space.shape)}")
     demo = np.hstack([demo[0], np.clip(demo[1], agent.action_space.low, agent.action_space.high)])
     mean, std = demo.mean(0), demo.std(0) + 1e-8  # of observations and actions, for agent and D
     agent.scale[:] = torch.as_tensor(np.array([mean, std])[:, :obs.shape[1]])

@@ -44,7 +44,8 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.action_space, self.discrete = action_space, isinstance(action_space, gym.spaces.Discrete)
         assert len(obs_space.shape or ()) == 1, f"{obs_space}: expected flat observations"
-        assert self.discrete or action_space.is_bounded(), f"{action_space}: expected Discrete or bounds"
+        assert self.discrete or isinstance(action_space, gym.spaces.Box) and action_space.is_bounded(), (
+            f"{action_space}: expected Discrete or a Box with bounds")
         outputs = int(action_space.n) if self.discrete else action_space.shape[0]
         self.actor, self.critic = (  # the actor's outputs are logits, or the mean of the Gaussian
             nn.Sequential(nn.Linear(obs_space.shape[0], hidden), nn.Tanh(), nn.Linear(hidden, hidden),
