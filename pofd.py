@@ -32,7 +32,7 @@ class Config:
     max_episode_steps: int = 200  # training episodes are cut here, so that fresh starts keep coming
     num_steps: int = 64  # T, steps of each environment per rollout
     hidden_size: int = 64  # units in each of the two hidden layers
-    learning_rate: float = 3e-3  # step size of Adam
+    learning_rate: float = 1e-3  # step size of Adam
     gamma: float = 0.998  # discount factor
     gae_lambda: float = 0.95  # 0 gives one-step advantages, 1 gives whole returns
     update_epochs: int = 16  # passes over each rollout
@@ -40,7 +40,7 @@ class Config:
     clip_coef: float = 0.2  # a probability ratio further than this from 1 gains nothing
     ent_coef: float = 0.0  # weight of the entropy bonus
     demo: str = ""  # .npz of demonstrations; by default demos/<env id>.npz beside this file
-    reward_scale: float = 0.1  # the environment's rewards are multiplied by this before learning
+    reward_scale: float = 0.03  # the environment's rewards are multiplied by this before learning
     reward_lambda: float = 0.1  # weight of the imitation reward
     discriminator_learning_rate: float = 1e-3  # step size of its Adam; 0 makes its reward a constant bonus
 
@@ -183,7 +183,7 @@ def main(config=Config(), report=print):
 
         # Evaluate now and then, and stop when solved.
         if step % config.eval_frequency < rollout_size or step >= config.total_timesteps:
-            returns = evaluate(agent, config.env_id, 60, config.seed + step)
+            returns = evaluate(agent, config.env_id, 100, config.seed + step)
             report(f"step {step:6}  return {returns.mean():6.1f}  value_loss {value_loss:.3f}  "
                    f"entropy {entropy:.2f}  discriminator_loss {d_loss:.3f}")
             if config.save:
