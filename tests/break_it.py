@@ -1,506 +1,216 @@
-"""Break a script on purpose, train what is left, and see what the broken part was good for.
+"""What is each part of a script there for? Take it away, train what is left, and see.
 
-`python tests/break_it.py --readme` trains every experiment below, each with several seeds, and writes the
-README's table "Break it", on two cores in less than 20 minutes. Results go to break_it.jsonl as they come:
-what is there is not trained again, unless the script has changed (comments, docstrings and `main` aside).
-`--only "ppo.py: no clipping"` takes the experiments with that text in their names.
+`python tests/break_it.py` trains each script on its default task, as it is and with one change at a time.
+Some changes undo departures from the papers, which have to earn their place; others are faults made on
+purpose. Runs end when solved, unless that is what is changed. The flags are those of benchmark.py.
 """
+from typing import NamedTuple
 
-import argparse
-import ast
-import functools
-import hashlib
-import json
-import multiprocessing
-import os
-import time
-import types
-import warnings
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import numpy as np
-
-TOP = Path(__file__).resolve().parent.parent
-RESULTS, README = TOP / "tests" / "break_it.jsonl", TOP / "README.md"
-START, END = "<!-- break it: start -->", "<!-- break it: end -->"
-SEEDS = {"dqn": range(401, 406), "ppo": range(401, 406), "pofd": range(401, 404), "sac": range(401, 403)}
-SETTINGS = {  # not ended when solved: what comes after shows what is broken. SAC's own task takes too long
-    "dqn": dict(eval_frequency=0, total_timesteps=112_000),
-    "ppo": dict(eval_frequency=0, total_timesteps=40_960),
-    "pofd": dict(eval_frequency=0, total_timesteps=39_936),
-    "sac": dict(eval_frequency=0, env_id="InvertedPendulumPyBulletEnv-v0", total_timesteps=20_000),
-}  # fmt: skip
+import benchmark
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """One way to break a script: edits of its text, settings, or both. Without either it is unbroken."""
-
+class Change(NamedTuple):
+    """One change of a script."""
     script: str
     name: str
-    question: str = ""
-    why: str = ""  # what happened and why, in one sentence: check it when the figures change
-    edits: tuple = ()  # (text, replacement); the text stands in the script exactly once
-    settings: dict = field(default_factory=dict)  # of Config
-
-    @property
-    def title(self):
-        return f"{self.script}.py: {self.name}"
+    lesson: str = ""  # what it teaches, or what a departure is for, in one sentence
+    edits: tuple = ()  # pairs: text of the script, what stands there instead
+    settings: dict = {}
+    kept: bool = True  # a departure that the script has is taken away, one that it has not is added
 
 
-UPDATE_D = "d_loss = update_discriminator(discriminator, d_optimizer, *pairs, rng, config)"
-UPDATE_D_FIRST = f"""pairs = [s[:-1][stored], e[stored], *demo]
-            with torch.enable_grad():
-                {UPDATE_D}
-            imitation = imitation_reward(discriminator(s[:-1], e))"""
-NUMBER_PAIRS = (  # instead of targets, and hand on what they are made of
-    ("advantage + value[:-1])]", "torch.arange(r.numel()).view_as(r))]"),
-    (
-        "def update(agent, optimizer, batch, config",
-        "def update(agent, optimizer, batch, config, s, r, end, last",
-    ),
-    (
-        "= update(agent, optimizer, batch, config",
-        "= update(agent, optimizer, batch, config, s, r, end, last",
-    ),
+END = (("                break\n", "                pass\n"),)
+NORMALISATION = "                advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)\n"
+BACKWARD = "                loss.backward()\n"
+CLIP = "                nn.utils.clip_grad_norm_(agent.parameters(), 0.5)\n"
+RATE = """        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * (1 - step / config.total_timesteps)
+"""
+LEARN = "        # Learn, then let"
+ROLLOUT = "        rollout = []\n"
+TARGETS = "    target_critics = copy.deepcopy(critics)\n"
+
+DEPARTURES = [
+    Change("dqn", "as it is"),
+    Change("dqn", "LayerNorm",
+           "It keeps the inputs of a layer in one range, so that large steps of Adam do no harm.",
+           ((" nn.LayerNorm(hidden),", ""),)),
+    Change("dqn", "Polyak averaging",
+           "The target network follows a little at every step; the paper copies it, here every 500 steps.",
+           (("            target.data.lerp_(source.data, config.tau)\n",
+             "            if step // config.num_envs % 500 == 0:\n"
+             "                target.data.copy_(source.data)\n"),)),
+    Change("dqn", "environments side by side",
+           "One call of the network acts in all of them, and the replay buffer is varied sooner.",
+           ((LEARN, f"        if step % 16:\n            continue\n{LEARN}"),), dict(num_envs=1)),
+    Change("dqn", "ending when solved",
+           "DQN often loses a good policy again, so training stops while it has one.", END),
+    Change("dqn", "learning rate falls to zero", "Small steps at the end do less harm.",
+           ((LEARN, RATE + LEARN),), kept=False),
+    Change("ppo", "as it is"),
+    Change("ppo", "advantage normalisation", "The unit of reward does not matter to the size of a step.",
+           ((NORMALISATION, ""),)),
+    Change("ppo", "several environments", "One call of the network acts in all of them.",
+           settings=dict(num_envs=1, num_steps=1024)),
+    Change("ppo", "ending when solved", "Training stops while the policy is good.", END),
+    Change("ppo", "gradient clipping", "A long gradient is shortened.",
+           ((BACKWARD, BACKWARD + CLIP),), kept=False),
+    Change("ppo", "learning rate falls to zero", "Small steps at the end do less harm.",
+           ((ROLLOUT, RATE + ROLLOUT),), kept=False),
+    Change("ppo", "Adam's epsilon 1e-5", "Steps become small where gradients are.",
+           (("lr=config.learning_rate,", "lr=config.learning_rate, eps=1e-5,"),), kept=False),
+    Change("pofd", "as it is"),
+    Change("pofd", "reward scale",
+           "A value function that starts near zero is sooner at small returns; lambda is scaled as well.",
+           settings=dict(reward_scale=1.0, reward_lambda=1.0)),
+    Change("pofd", "cut episodes",
+           "A good policy's episodes hardly end; cut ones bring fresh starts, which teach the rest.",
+           settings=dict(max_episode_steps=1000)),
+    Change("pofd", "observations on the demonstrations' scale", "Each input of a network is about as large.",
+           (("agent.scale[:] = torch.as_tensor(np.array([mean, std])[:, :obs.shape[1]])",
+             "agent.scale[0] = 0"),)),
+    Change("pofd", "advantage normalisation", "As in ppo.py.", ((NORMALISATION, ""),)),
+    Change("pofd", "several environments", "As in ppo.py.", settings=dict(num_envs=1, num_steps=1024)),
+    Change("pofd", "ending when solved", "As in ppo.py.", END),
+    Change("pofd", "gradient clipping", "As in ppo.py.",
+           (("(loss + d_loss).backward()", f"(loss + d_loss).backward()\n{CLIP}"),), kept=False),
+    Change("sac", "as it is"),
+    Change("sac", "reward scale", "Critics that start near zero are sooner at small returns.",
+           settings=dict(reward_scale=1.0)),
+    Change("sac", "cut episodes", "As in pofd.py.", settings=dict(max_episode_steps=1000)),
+    Change("sac", "several environments", "As in dqn.py.",
+           ((LEARN, f"        if step % 4:\n            continue\n{LEARN}"),), dict(num_envs=1)),
+    Change("sac", "ending when solved", "Training stops while the policy is good.", END),
+    Change("sac", "LayerNorm", "As in dqn.py.",
+           ((TARGETS, "    for net in critics:\n        for place in (1, 4):  # before each ReLU\n"
+             f"            net.insert(place, nn.LayerNorm(config.hidden_size))\n{TARGETS}"),), kept=False),
+    Change("sac", "averaged actor", "The average of many actors does not follow the errors of one critic.",
+           ((TARGETS, f"{TARGETS}    average = copy.deepcopy(agent)\n"),
+            ("zip(target_critics.parameters(), critics.parameters())",
+             "zip([*target_critics.parameters(), *average.parameters()],"
+             " [*critics.parameters(), *agent.parameters()])"),
+            ("evaluate(agent, config", "evaluate(average, config"),
+            ("    return agent\n", "    return average\n")), kept=False),
+    Change("sac", "learning rate falls to zero", "Small steps at the end do less harm.",
+           ((LEARN, RATE + LEARN),), kept=False),
+]
+
+STEP = "next_obs, reward, {}, {}, _ = envs.step("
+SWAPPED = (STEP.format("terminated", "truncated"), STEP.format("truncated", "terminated"))
+MAKE_BATCH = "        batch = make_batch(rollout, agent, discriminator, config)\n"
+D_LEARNS = """        for _ in range(config.update_epochs):
+            for index in torch.randperm(len(batch[0])).tensor_split(config.num_minibatches):
+                demo_pairs = demo[torch.randint(len(demo), (len(index),))]
+                optimizer.zero_grad()
+                discriminator_loss(discriminator(batch[0][index]), discriminator(demo_pairs)).backward()
+                optimizer.step()
+"""
+EPOCHS = "        for _ in range(config.update_epochs):\n"
+FALL, TIME, SWAP, RESET = (
+    "If bootstrapping goes on after a failure, failing costs nothing.",
+    "No observation shows the clock, so that states alike are worth much or nothing.",
+    "Failing costs nothing, and the time limit is taken for failure.",
+    "A step that only resets leads from the end of an episode to a fresh start, out of any failure.",
 )
-LIVE_TARGETS = """values = agent.critic(s).squeeze(-1)
-            live = gae(r, values[:-1], values[1:], end, last, config.gamma, config.gae_lambda)
-            target = (live + values[:-1]).flatten()[target]
-            value_loss ="""
-ONE_STEP_TARGETS = LIVE_TARGETS.replace("config.gae_lambda", "0")
 
+BROKEN = [
+    Change("dqn", "as it is"),
+    Change("dqn", "no target network", "A target that moves with every step of Q is hard to reach.",
+           settings=dict(tau=1.0)),
+    Change("dqn", "no replay", "What no environment does at the moment is forgotten.",
+           settings=dict(buffer_size=16)),
+    Change("dqn", "no exploration", "Q learns of the actions that it prefers, and of no others.",
+           settings=dict(end_e=0.0, exploration_fraction=1e-6)),
+    Change("dqn", "half the horizon", "In 50 steps, which is one second, a cart that drifts does not fall.",
+           settings=dict(gamma=0.98)),
+    Change("dqn", "termination ignored", FALL,
+           (("gamma * (1 - batch.terminated.float()) * next_value", "gamma * next_value"),)),
+    Change("dqn", "time limit taken for failure", TIME,
+           (("reward, next_obs, terminated))", "reward, next_obs, terminated | truncated))"),)),
+    Change("dqn", "terminated and truncated swapped", SWAP, (SWAPPED,)),
+    Change("dqn", "the reset step learned from", RESET, (("[~done]", ""),)),
+    Change("ppo", "as it is"),
+    Change("ppo", "no clipping", "Ten passes over one rollout take the policy far from the one that acted.",
+           settings=dict(clip_coef=1e6)),
+    Change("ppo", "advantages not normalised", "While V lags behind, whatever was done looks good.",
+           ((NORMALISATION, ""),)),
+    Change("ppo", "one-step value target", "Bootstrapping on V alone, a reward travels one step a rollout.",
+           (("advantage, advantage + value)",
+             "advantage, reward + config.gamma * (1 - terminated) * next_value)"),)),
+    Change("ppo", "value target recomputed", "V chases its newest self, one pass after the other.",
+           ((EPOCHS, f"{EPOCHS}            batch[-1] = make_batch(rollout, agent, config)[-1]\n"),)),
+    Change("ppo", "half the horizon", "In 25 steps, half a second, a cart that drifts does not fall.",
+           settings=dict(gamma=0.96)),
+    Change("ppo", "termination ignored", FALL,
+           (("gamma * (1 - terminated.to(reward)) * next_value", "gamma * next_value"),)),
+    Change("ppo", "time limit taken for failure", TIME,
+           (("next_value, terminated, done, config", "next_value, done, done, config"),)),
+    Change("ppo", "terminated and truncated swapped", SWAP, (SWAPPED,)),
+    Change("ppo", "the reset step learned from", RESET, (("x[reset == 0] for x", "x.flatten(0, 1) for x"),)),
+    Change("pofd", "as it is"),
+    Change("pofd", "lambda 0", "This is PPO: a sparse reward is hardly ever met by chance.",
+           settings=dict(reward_lambda=0.0)),
+    Change("pofd", "opposite sign", "Each step costs something, so that to fall at once costs least.",
+           (("+ config.reward_lambda *", "- config.reward_lambda *"),)),
+    Change("pofd", "D learns before its reward is read", "D knows the rollout by then, and pays less for it.",
+           ((MAKE_BATCH, MAKE_BATCH + D_LEARNS + MAKE_BATCH),
+            ("(loss + d_loss).backward()", "loss.backward()"))),
+    Change("pofd", "D sees what was drawn", "D knows the agent by actions that the bounds do not allow.",
+           (("np.hstack([obs, executed])", "np.hstack([obs, action])"),)),
+    Change("pofd", "D's inputs not scaled", "D hardly sees the angle, beside the much larger velocities.",
+           (("(np.hstack([obs, executed]) - mean) / std", "np.hstack([obs, executed])"),
+            ("torch.as_tensor((demo - mean) / std,", "torch.as_tensor(demo,"))),
+    Change("sac", "as it is"),
+    Change("sac", "one Q", "The actor looks for errors of a critic; the lesser of two hides most of them.",
+           ((".amin(0)", "[0]"),)),
+    Change("sac", "temperature fixed", "The best weight of entropy falls while the policy improves.",
+           (("return -log_alpha *", "return 0 * log_alpha *"),)),
+    Change("sac", "no tanh correction", "Entropy before the tanh is not that of the action.",
+           (("2 * (np.log(2) - u - nn.functional.softplus(-2 * u))", "0 * u"),)),
+    Change("sac", "no target critics", "A target that moves with every step of Q is hard to reach.",
+           (("= target_critics(batch.next_obs", "= critics(batch.next_obs"),)),
+    Change("sac", "termination ignored", FALL,
+           (("gamma * (1 - batch.terminated.float()) * next_value", "gamma * next_value"),)),
+    Change("sac", "time limit taken for failure", TIME,
+           (("reward, next_obs, terminated))", "reward, next_obs, terminated | truncated))"),)),
+    Change("sac", "terminated and truncated swapped", SWAP, (SWAPPED,)),
+]
+TABLES = {"departures": (DEPARTURES, range(1201, 1211)), "break it": (BROKEN, range(401, 406))}
 EXPERIMENTS = [
-    Experiment(
-        "dqn",
-        "no target network",
-        "Must Q chase a target that stands still?",
-        (
-            "All seeds are lost: Q at the start ends above two million, where 10 is the bound. "
-            "Bootstrapping, function approximation and data of other policies diverge together (the "
-            "deadly triad) where the target does not stand still."
-        ),
-        settings=dict(tau=1.0, target_network_frequency=1),
-    ),
-    Experiment(
-        "dqn",
-        "no replay",
-        "What if only the newest step of the 32 environments is learned from?",
-        (
-            "Two seeds of five are lost: 32 environments side by side are some variety, but what none of "
-            "them is doing at the moment is forgotten."
-        ),
-        settings=dict(buffer_size=32),
-    ),
-    Experiment(
-        "dqn",
-        "Adam's usual epsilon",
-        "What if steps keep their size while errors become small?",
-        (
-            "The greedy policies of these five seeds hold, but a training return ends at 224 (unbroken: "
-            "464 at least): Adam divides small gradients by their own size, and steps of full size on "
-            "noise undo what was learned."
-        ),
-        edits=(("eps=1e-3", "eps=1e-8"),),
-    ),
-    Experiment(
-        "dqn",
-        "rewards not scaled",
-        "Does the Huber loss care about the unit of reward?",
-        (
-            "Three seeds of five are lost: the TD error of a failure, near 100, lies where the Huber "
-            "loss is linear, and Adam's epsilon is small beside gradients ten times as large."
-        ),
-        settings=dict(reward_scale=1.0),
-    ),
-    Experiment(
-        "dqn",
-        "bounds not weighed",
-        "Can angles and metres go in as they are?",
-        (
-            "All seeds are lost, at 237 to 333: the input is badly conditioned, 0.2 rad is failure for "
-            "the pole and next to nothing beside the cart's 2.4 m."
-        ),
-        edits=(("np.where(bound < 1e6, 4.8 / bound, 1)", "np.ones_like(bound)"),),
-    ),
-    Experiment(
-        "dqn",
-        "half the horizon",
-        "Is a horizon of 50 steps, one second, enough?",
-        (
-            "One seed of five is damaged: with Q at its bound of 5 everywhere, a cart that drifts slowly "
-            "looks as good as one that stands."
-        ),
-        settings=dict(gamma=0.98),
-    ),
-    Experiment(
-        "dqn",
-        "time limit taken for failure",
-        "What if truncation cuts the bootstrap as well?",
-        (
-            "The greedy policies hold, but a last TD loss is 0.04 (unbroken: 0.0005 at most): states "
-            "alike are worth 10 or nothing depending on an unseen clock (time-limit aliasing)."
-        ),
-        edits=(("* reward, next_obs, terminated", "* reward, next_obs, terminated | truncated"),),
-    ),
-    Experiment(
-        "dqn",
-        "terminated and truncated swapped",
-        "What if failure bootstraps, and the time limit does not?",
-        (
-            "All seeds are lost: a fall bootstraps from a state that no update ever reaches, so that its "
-            "value rises with all others and lifts them in turn, without a bound: Q at the start ends at "
-            "0.6 to 1.5 million."
-        ),
-        edits=(("next_obs, reward, terminated, truncated,", "next_obs, reward, truncated, terminated,"),),
-    ),
-    Experiment(
-        "ppo",
-        "value target recomputed",
-        "Must the target be fixed for the rollout?",
-        (
-            "It does not matter: V chases its newest self, which lifts it slightly (at the start to 9.9 to "
-            "10.0, unbroken 9.8 to 9.9; 10 is the bound), but lambda-returns rest on rewards enough for that."
-        ),
-        edits=(*NUMBER_PAIRS, ("value_loss =", LIVE_TARGETS.replace("[target]", "[target].detach()"))),
-    ),
-    Experiment(
-        "ppo",
-        "value target not detached",
-        "And if the gradient flows into it too?",
-        (
-            "It does not matter here (but one V at the start ends at 8.6): this is the residual gradient "
-            "(Baird 1995), which double sampling biases where what comes next is random, and CartPole is "
-            "deterministic."
-        ),
-        edits=(*NUMBER_PAIRS, ("value_loss =", LIVE_TARGETS)),
-    ),
-    Experiment(
-        "ppo",
-        "one-step value target recomputed",
-        "And with r + gamma V(s') alone as the target, detached?",
-        (
-            "One seed of five is damaged: bootstrapping on V alone, the reward travels one step a sweep "
-            "(bias in place of variance)."
-        ),
-        edits=(*NUMBER_PAIRS, ("value_loss =", ONE_STEP_TARGETS.replace("[target]", "[target].detach()"))),
-    ),
-    Experiment(
-        "ppo",
-        "one-step value target not detached",
-        "And if the gradient flows into that?",
-        (
-            "No seed reaches 500, they end at 331 to 499: the residual gradient (Baird 1995) pulls V(s') "
-            "down to V(s) as much as V(s) up, so value travels slowly: V at the start is 7.3 to 8.2 at the "
-            "end, where the semi-gradient has 8.9 to 10.4."
-        ),
-        edits=(*NUMBER_PAIRS, ("value_loss =", ONE_STEP_TARGETS)),
-    ),
-    Experiment(
-        "ppo",
-        "no clipping",
-        "Does the importance ratio need a bound?",
-        (
-            "Four seeds of five are lost: nothing keeps the importance ratio near 1 for ten epochs on one "
-            "rollout, steps overshoot, and entropy collapses (to between 0.06 and 0.20 nats, unbroken "
-            "0.28 to 0.39)."
-        ),
-        settings=dict(clip_coef=1e6),
-    ),
-    Experiment(
-        "ppo",
-        "advantages not normalised",
-        "Does the scale of the advantages matter?",
-        (
-            "Two seeds of five are damaged, at 451 and 463: without subtracting the mean, a V that lags "
-            "behind is a poor baseline, and what was done is reinforced for having been done."
-        ),
-        edits=(("(advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)", "advantage"),),
-    ),
-    Experiment(
-        "ppo",
-        "time limit taken for failure",
-        "What if truncation cuts the bootstrap as well?",
-        (
-            "Returns hardly suffer (one seed of five ends at 412), values do: states alike are worth 10 or "
-            "nothing depending on an unseen clock (time-limit aliasing), and the last value loss is 0.004 to "
-            "4 in place of 0.0002 to 0.0004."
-        ),
-        edits=(("reward * config.reward_scale, terminated,", "reward * config.reward_scale, done[1:],"),),
-    ),
-    Experiment(
-        "ppo",
-        "terminated and truncated swapped",
-        "What if failure bootstraps, and the time limit does not?",
-        (
-            "Four seeds of five are lost, at 33 to 197: failure bootstraps, so that falling costs nothing, "
-            "and V at the start is 7.5 to 9.8 all the same."
-        ),
-        edits=(("reward[t], terminated[t], truncated,", "reward[t], truncated, terminated[t],"),),
-    ),
-    Experiment(
-        "pofd",
-        "lambda 0",
-        "Is it solved without the demonstrations?",
-        (
-            "All seeds are lost: PPO alone hardly ever meets the sparse reward, and without one all "
-            "advantages are noise (exploration)."
-        ),
-        settings=dict(reward_lambda=0.0),
-    ),
-    Experiment(
-        "pofd",
-        "D learns before its reward is read",
-        "Does the order matter?",
-        (
-            "One seed of three is not done in time (GAIL has this order): D judges a rollout that it has "
-            "just been trained on and pays less for it; V at the start ends at 19.4 to 23.4 in place of "
-            "23.8 to 34.0."
-        ),
-        edits=(
-            (UPDATE_D, ""),
-            ("imitation = imitation_reward(discriminator(s[:-1], e))", UPDATE_D_FIRST),
-        ),
-    ),
-    Experiment(
-        "pofd",
-        "opposite sign",
-        "What if the agent is paid for looking unlike the demonstrations?",
-        (
-            "All seeds are lost, without one payment in twenty episodes: log D is never positive, a price "
-            "for every step, so to fall at once costs least."
-        ),
-        edits=(("r + config.reward_lambda * imitation", "r - config.reward_lambda * imitation"),),
-    ),
-    Experiment(
-        "sac",
-        "one Q",
-        "What is the minimum of two for?",
-        (
-            "Both seeds hold, but the actor's loss, which is about -Q, ends at -3.9 and -4.5, where 3 is "
-            "the most that Q can be (unbroken: -2.8 and -2.9): overestimation, which the minimum of two "
-            "prevents."
-        ),
-        edits=(("next_action).amin(0)", "next_action)[0]"), ("(obs, action).amin(0)", "(obs, action)[0]")),
-    ),
-    Experiment(
-        "sac",
-        "temperature fixed at 1",
-        "Why learn alpha?",
-        (
-            "The greedy policies hold, the sampled ones less: training episodes, 200 steps at most, last "
-            "149 on average in place of 173, as entropy outweighs the scaled reward."
-        ),
-        edits=(("Adam([*actor.parameters(), log_alpha]", "Adam([*actor.parameters()]"),),
-        settings=dict(alpha=1.0),
-    ),
-    Experiment(
-        "sac",
-        "no tanh correction",
-        "What if log pi is that of the Gaussian before the tanh?",
-        (
-            "Both seeds hold. But log pi is not that of the action any more: u spreads to where tanh is "
-            "flat, entropy seems far above its target, and alpha falls below 1e-8 (unbroken: 2e-4)."
-        ),
-        edits=(("2 * (math.log(2) - u - softplus(-2 * u))", "0 * u"),),
-    ),
-    Experiment(
-        "sac",
-        "white noise",
-        "What if the noise in actions is drawn anew at every step, as in the paper?",
-        (
-            "One seed of two is lost: white noise averages out before the cart has moved, and what comes "
-            "of its drift into the rail is hardly ever learned."
-        ),
-        settings=dict(noise_correlation=0.0),
-    ),
-    Experiment(
-        "sac",
-        "the last actor",
-        "What if the actor of the last step is returned, not the average of the last tenth?",
-        (
-            "One seed of two is lost: the actor follows the error of the critic of the moment, one moment "
-            "it holds and the next it drifts."
-        ),
-        settings=dict(averaging=0.0),
-    ),
-]  # fmt: skip
-UNBROKEN = {script: Experiment(script, "unbroken") for script in SEEDS}
+    benchmark.DEFAULTS[change.script]._replace(
+        table=table, name=f"{change.script}.py: {change.name}", settings=change.settings, edits=change.edits,
+        seeds=seeds)
+    for table, (changes, seeds) in TABLES.items() for change in changes
+]
 
 
-def broken_source(experiment):
-    """The script's text with the edits made. ValueError unless each text is there exactly once."""
-    source = (TOP / f"{experiment.script}.py").read_text()
-    for text, _ in experiment.edits:
-        if source.count(text) != 1:
-            raise ValueError(f"{experiment.title}: expected once, found {source.count(text)} times: {text}")
-    for text, replacement in experiment.edits:
-        head, tail = source.split(text)  # ValueError if another edit brought the text in again
-        source = head + replacement + tail
-    return source
-
-
-def broken_module(experiment):
-    """The broken script as a module, with the script's `__file__`, so that it finds its demonstrations."""
-    module = types.ModuleType(experiment.script)
-    module.__file__ = str(TOP / f"{experiment.script}.py")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Gymnasium's, of an environment registered once more
-        exec(compile(broken_source(experiment), experiment.title, "exec"), module.__dict__)
-    return module
-
-
-@functools.cache
-def what_runs(source):
-    """The source's syntax tree as text, without docstrings and `main`."""
-    tree = ast.parse(source)
-    tree.body = [node for node in tree.body if getattr(node, "name", "") != "main"]
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
-            node.body = node.body[1:]
-    return ast.dump(tree)
-
-
-def fingerprint(experiment):
-    """A hash of all that a result depends on: script, settings, demonstrations."""
-    settings = {**SETTINGS.get(experiment.script, {}), **experiment.settings}
-    content = what_runs(broken_source(experiment)) + repr(settings)
-    demos = sorted((TOP / "demos").glob("*.npz")) if experiment.script == "pofd" else []
-    return hashlib.sha256(content.encode() + b"".join(d.read_bytes() for d in demos)).hexdigest()[:12]
-
-
-def start_value(module, agent, env_id):
-    """What the agent thinks its start states are worth, in scaled reward; None if only its critic knew."""
-    obs, _ = module.gym.make_vec(env_id, num_envs=100).reset(seed=0)
-    obs = module.torch.as_tensor(obs, dtype=module.torch.float32)
-    with module.torch.no_grad():
-        if hasattr(agent, "critic"):
-            return float((agent.value(obs) if hasattr(agent, "value") else agent.critic(obs)).mean())
-        return float(agent(obs).amax(1).mean()) if hasattr(module, "QNetwork") else None
-
-
-def run(experiment, seed, **settings):
-    """Train and judge one experiment with one seed: a dict for the file. `settings` go before all others."""
-    start, rows, module = time.process_time(), [], broken_module(experiment)
-    settings = {**SETTINGS.get(experiment.script, {}), **experiment.settings, "seed": seed, **settings}
-    config = module.Config(**settings)
-    result = {"experiment": experiment.title, "seed": seed, "fingerprint": fingerprint(experiment)}
-    try:
-        agent = module.train(config, report=rows.append)
-        episodes = 20 if "PyBullet" in config.env_id else 100
-        result["return"] = float(module.evaluate(agent, config.env_id, episodes, seed + 10_000).mean())
-        result["start_value"] = start_value(module, agent, config.env_id)
-    except FloatingPointError as error:
-        result.update({"return": None, "error": str(error)})
-    result["cpu_seconds"] = round(time.process_time() - start, 1)
-    for key in rows[-1] if rows else ():
-        values = [float(f"{row[key]:.4g}") for row in rows if np.isfinite(row[key])]
-        result.setdefault("last", {})[key] = values[-1] if values else None
-        result.setdefault("peak", {})[key] = max(values, key=abs, default=None)
-    return result
-
-
-def run_job(job):
-    """For a pool of processes."""
-    return run(*job)
-
-
-def load_results():
-    """The results that are still valid: {(title, seed): result}."""
-    current = {e.title: fingerprint(e) for e in [*UNBROKEN.values(), *EXPERIMENTS]}
-    results = {}
-    for line in RESULTS.read_text().splitlines() if RESULTS.exists() else []:
-        try:
-            result = json.loads(line)
-        except ValueError:  # the half of a line that an interruption left
+def figures(rows):
+    """What is known for the markers in the texts, by their names: texts, and tables as lists of dicts."""
+    found, texts, departures, broken = {}, {}, [], []
+    for experiment, runs in benchmark.found(EXPERIMENTS, rows):
+        found[experiment[:2]] = benchmark.cells(experiment, runs), runs.cpu.median()
+    for change in DEPARTURES:
+        name = f"{change.script}.py: {change.name}"
+        base, other = ("departures", f"{change.script}.py: as it is"), ("departures", name)
+        if base == other or base not in found or other not in found:
             continue
-        if current.get(result["experiment"]) == result["fingerprint"]:
-            results[result["experiment"], result["seed"]] = result
-    return results
-
-
-def run_missing(experiments, processes):
-    """Train what has no result yet, one core a process; append each result to the file as it comes."""
-    results = load_results()
-    jobs = [(e, s) for e in experiments for s in SEEDS[e.script] if (e.title, s) not in results]
-    if not jobs:
-        return
-    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the processes
-    torn = RESULTS.exists() and not RESULTS.read_bytes().endswith(b"\n")
-    with RESULTS.open("a") as file, multiprocessing.get_context("spawn").Pool(processes) as pool:
-        file.write("\n" * torn)
-        for number, result in enumerate(pool.imap_unordered(run_job, jobs), 1):
-            file.write(json.dumps(result) + "\n")
-            file.flush()
-            print(f"{number}/{len(jobs)}  {result['experiment']}  seed {result['seed']}  return "
-                  f"{shown(result)}  {result['cpu_seconds']} s", flush=True)  # fmt: skip
-
-
-def shown(result):
-    """A return as the table shows it."""
-    return "not finite" if result["return"] is None else f"{result['return']:.1f}"
-
-
-def median_and_min(experiment, results):
-    """'median (min)' of the returns over seeds, None while some are missing; 'not finite' is the least."""
-    runs = [results.get((experiment.title, seed)) for seed in SEEDS[experiment.script]]
-    if None in runs:
-        return None
-    runs.sort(key=lambda result: -np.inf if result["return"] is None else result["return"])
-    return f"{shown(runs[len(runs) // 2])} ({shown(runs[0])})"
-
-
-def table(results):
-    """The README's table of all experiments whose runs are complete."""
-    lines = [
-        "| broken | unbroken: median (min) | broken: median (min) | what happens, and why |",
-        "|---|---|---|---|",
-    ]
-    for experiment in EXPERIMENTS:
-        unbroken = median_and_min(UNBROKEN[experiment.script], results)
-        broken = median_and_min(experiment, results)
-        if unbroken and broken:
-            what = f"`{experiment.script}.py`, {experiment.name}. {experiment.question}"
-            lines.append(f"| {what} | {unbroken} | {broken} | {experiment.why} |")
-    return "\n".join(lines)
-
-
-def write_readme(text):
-    """Put the text between the README's markers."""
-    readme = README.read_text()
-    head, rest = readme.split(START)
-    new = f"{head}{START}\n{text}\n{END}{rest.split(END)[1]}"
-    temporary = README.with_suffix(".tmp")
-    temporary.write_text(new)
-    os.replace(temporary, README)
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser("break_it.py", argparse.SUPPRESS)
-    parser.add_argument(
-        "--only", default="", help="text that the experiment's name contains, as in 'ppo.py: no'"
-    )
-    parser.add_argument("--processes", type=int, default=2, help="how many train at a time, one core each")
-    parser.add_argument("--readme", action="store_true", help="write the table into README.md")
-    args = parser.parse_args(argv)
-    chosen = [e for e in EXPERIMENTS if args.only in e.title]
-    try:
-        for experiment in [*UNBROKEN.values(), *EXPERIMENTS]:
-            broken_source(experiment)
-        if not chosen or args.processes < 1:
-            raise ValueError(f"nothing to do with --only {args.only!r} --processes {args.processes}")
-        if args.readme and (README.read_text().count(START), README.read_text().count(END)) != (1, 1):
-            raise ValueError(f"README.md: expected {START} and {END} once each")
-    except (ValueError, OSError) as error:
-        parser.error(str(error).split("\n")[0])
-    scripts = {e.script: None for e in chosen}  # in their order
-    run_missing([*(UNBROKEN[script] for script in scripts), *chosen], args.processes)
-    text = table(load_results())
-    print(text)
-    if args.readme:
-        write_readme(text)
+        having, lacking = (base, other) if change.kept else (other, base)
+        (having, having_cpu), (lacking, lacking_cpu) = found[having], found[lacking]
+        factor = f"{lacking_cpu / having_cpu:.1f}"
+        texts[name] = f"without it {lacking['solved']} seeds and {factor} times the CPU seconds"
+        departures.append({
+            "departure": name, "": "kept" if change.kept else "dropped",
+            "solved with": having["solved"], "solved without": lacking["solved"],
+            "CPU s with": having["CPU s"], "CPU s without": lacking["CPU s"],
+            "failed with": having["failed"], "failed without": lacking["failed"],
+            "what it is for": change.lesson})
+    for change in BROKEN:
+        line, _ = found.get(("break it", f"{change.script}.py: {change.name}"), ({}, 0))
+        if line:
+            shown = {column: line[column] for column in ("solved", "return", "steps", "CPU s")}
+            broken.append({"broken": f"{change.script}.py: {change.name}", **shown, "why": change.lesson})
+    return {**texts, "departures": departures, "break it": broken}
 
 
 if __name__ == "__main__":
-    main()
+    benchmark.main(EXPERIMENTS, figures)

@@ -1,125 +1,92 @@
-"""Tiny environments with known answers, as `probes:Name-v0`; a script must learn each in a second or two."""
+"""Tiny environments with known answers, `probes:Name-v0`; those that end in Box take a Box of actions."""
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
 
 class Chain(gym.Env):
-    """`length` steps through observations 0, 1, 2, ...; the last step pays 1, or every step if `constant`.
+    """Walks through the observations (0, episode), (1, episode), ... and ends after `length` steps.
 
-    It ends by termination, or (`truncate`) by truncation, or (`alternate`) by one and the other in turn.
-    With `by_action` a step pays for the action instead: Discrete 1 if the action is 1, Box -(action - 0.5)^2.
+    It ends by termination, by truncation, or by one and the other in turn ("both").
+    It pays 1 for the last step ("end"), for each ("step"), or by the action: Discrete 1 if it is 1, Box less
+    the squared distance to 3/4 of the way from its lower bound to its upper one; or NaN from step 40 on.
     """
 
-    def __init__(
-        self,
-        length=1,
-        constant=False,
-        truncate=False,
-        alternate=False,
-        by_action=False,
-        box=False,
-        low=-1.0,
-        high=1.0,
-    ):
-        self.length, self.constant, self.truncate, self.alternate = length, constant, truncate, alternate
-        self.by_action, self.box, self.episode, self.executed = by_action, box, -1, []
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,))
-        self.action_space = gym.spaces.Box(low, high, (1,)) if box else gym.spaces.Discrete(2)
-
-    def observation(self):
-        return np.array([self.step_number, self.episode if self.alternate else 1], np.float32)
+    def __init__(self, action_space, length=1, ends="terminated", pays="end"):
+        self.length, self.ends, self.pays, self.episode, self.steps = length, ends, pays, -1, 0
+        self.observation_space, self.action_space = Box(-np.inf, np.inf, (2,)), action_space
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.step_number, self.episode = 0, self.episode + 1
+        self.number, self.episode = 0, self.episode + 1
         return self.observation(), {}
 
+    def observation(self):
+        return np.array([self.number, self.episode if self.ends == "both" else 1], np.float32)
+
     def step(self, action):
-        self.executed.append(action)
-        self.step_number += 1
-        end = self.step_number == self.length
-        if self.by_action:
-            reward = -float((action[0] - 0.5) ** 2) if self.box else float(action == 1)
-        else:
-            reward = float(end or self.constant)
-        truncate = self.episode % 2 == 1 if self.alternate else self.truncate
-        return self.observation(), reward, end and not truncate, end and truncate, {}
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        self.number, self.steps = self.number + 1, self.steps + 1
+        end = self.number == self.length
+        reward = float(end or self.pays == "step")
+        if self.pays == "action" and isinstance(self.action_space, Box):
+            best = self.action_space.low / 4 + self.action_space.high * 3 / 4
+            reward = -float(np.square(action - best).sum())
+        elif self.pays == "action":
+            reward = float(action == 1)
+        elif self.pays == "nan" and self.steps >= 40:
+            reward = np.nan
+        truncated = self.ends == "truncated" or self.ends == "both" and self.episode % 2 == 1
+        return self.observation(), reward, end and not truncated, end and truncated, {}
 
 
 class Lengths(Chain):
-    """Chains of 2 to 8 steps, each of which pays 1; the even ones terminate, the odd ones are truncated."""
+    """Episodes of 2 to 8 steps that pay 1 each. The even ones terminate, the odd ones are truncated."""
 
     def reset(self, *, seed=None, options=None):
         result = super().reset(seed=seed)
         self.length = self.np_random.integers(2, 9)
-        self.truncate = self.length % 2 == 1
+        self.ends = "truncated" if self.length % 2 else "terminated"
         return result
 
 
-class Broken(gym.Env):
-    """Observations, or rewards, become NaN at step `at`."""
-
-    def __init__(self, at=20, box=False, reward=False):
-        self.at, self.number, self.reward = at, 0, reward
-        self.observation_space = gym.spaces.Box(-1, 1, (2,))
-        self.action_space = gym.spaces.Box(-1, 1, (1,)) if box else gym.spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return np.zeros(2, np.float32), {}
-
-    def step(self, action):
-        self.number += 1
-        value = np.nan if self.number >= self.at else 0.0
-        obs = np.full(2, 0.0 if self.reward else value, np.float32)
-        return obs, value if self.reward else 0.0, False, False, {}
-
-
 class Spaces(gym.Env):
-    """Any two spaces: what a script can't handle, it must say so."""
+    """Any two spaces."""
 
     def __init__(self, observation_space, action_space):
         self.observation_space, self.action_space = observation_space, action_space
 
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return self.observation_space.sample(), {}
-
-    def step(self, action):
-        return self.observation_space.sample(), 0.0, False, True, {}
-
 
 def register(name, entry_point, **kwargs):
-    """Register once, however often the module is imported."""
-    if f"{name}-v0" not in gym.registry:
-        limit = kwargs.pop("max_episode_steps", None)
-        gym.register(f"{name}-v0", entry_point, max_episode_steps=limit, kwargs=kwargs, order_enforce=False,
-                     disable_env_checker=True)  # fmt: skip
+    """Under the name `name`-v0."""
+    gym.register(f"{name}-v0", entry_point, order_enforce=False, disable_env_checker=True, kwargs=kwargs)
 
 
-FLAT, DISCRETE, BOX = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2), gym.spaces.Box(-1, 1, (1,))
-for suffix, box in ("", False), ("Box", True):
-    register(f"Constant{suffix}", Chain, constant=True, box=box)
-    register(f"ByAction{suffix}", Chain, by_action=True, box=box)
-    register(f"TwoAhead{suffix}", Chain, length=3, box=box)
-    register(f"Truncated{suffix}", Chain, length=4, constant=True, truncate=True, box=box)
-    register(f"Terminated{suffix}", Chain, length=4, constant=True, box=box)
-    register(f"Alternating{suffix}", Chain, length=3, alternate=True, box=box)
-    register(f"Lengths{suffix}", Lengths, constant=True, box=box)
-    register(f"Endless{suffix}", Chain, length=10_000, box=box)
-    register(f"Limited{suffix}", Chain, length=10_000, box=box, max_episode_steps=5)
-    register(f"Broken{suffix}", Broken, box=box)
-    register(f"BrokenReward{suffix}", Broken, box=box, reward=True)
-register("WideBox", Chain, length=5, by_action=True, box=True, low=-2.0, high=6.0)
-register(
-    "Image", Spaces, observation_space=gym.spaces.Box(0, 255, (4, 4, 3), np.uint8), action_space=DISCRETE
-)
-register("DictObservation", Spaces, observation_space=gym.spaces.Dict(a=FLAT), action_space=DISCRETE)
-register("DiscreteObservation", Spaces, observation_space=DISCRETE, action_space=DISCRETE)
-register("MultiDiscreteAction", Spaces, observation_space=FLAT, action_space=gym.spaces.MultiDiscrete([2, 3]))
-register("DiscreteFromOne", Spaces, observation_space=FLAT, action_space=gym.spaces.Discrete(2, start=1))
-register("MatrixAction", Spaces, observation_space=FLAT, action_space=gym.spaces.Box(-1, 1, (2, 2)))
-register(
-    "UnboundedAction", Spaces, observation_space=FLAT, action_space=gym.spaces.Box(-np.inf, np.inf, (1,))
-)
+FLAT, ONE, IMAGE = Box(-1, 1, (2,)), Box(-1, 1, (1,)), Box(0, 255, (4, 4, 3), np.uint8)
+BOXES = {
+    "Far": Box(10, 20, (1,)),
+    "Odd": Box(-4.6, 2.7, (1,)),  # the upper bound is easily missed by one rounding step
+    "Double": Box(-1, 1, (1,), np.float64),
+    "Whole": Box(0, 7, (1,), np.int64),
+    "Two": Box(np.array([-1, 10], np.float32), np.array([1, 20], np.float32)),
+}
+for suffix, space in ("", Discrete(2)), ("Box", ONE):
+    register(f"Constant{suffix}", Chain, action_space=space)
+    register(f"ByAction{suffix}", Chain, action_space=space, pays="action")
+    register(f"ByActions{suffix}", Chain, action_space=space, pays="action", length=4, ends="truncated")
+    register(f"Ahead{suffix}", Chain, action_space=space, length=3)
+    register(f"Terminated{suffix}", Chain, action_space=space, pays="step", length=4)
+    register(f"Truncated{suffix}", Chain, action_space=space, pays="step", length=4, ends="truncated")
+    register(f"Both{suffix}", Chain, action_space=space, length=3, ends="both")
+    register(f"Endless{suffix}", Chain, action_space=space, pays="step", length=np.inf)
+    register(f"Lengths{suffix}", Lengths, action_space=space, pays="step")
+    register(f"Broken{suffix}", Chain, action_space=space, length=4, pays="nan")
+    register(f"Image{suffix}", Spaces, observation_space=IMAGE, action_space=space)
+    register(f"DictObs{suffix}", Spaces, observation_space=Dict(a=FLAT), action_space=space)
+for name, space in BOXES.items():
+    register(f"{name}Box", Chain, action_space=space, pays="action", length=2)
+for space in Discrete(2), ONE, MultiDiscrete([2, 3]):
+    register(f"{type(space).__name__}Action", Spaces, observation_space=FLAT, action_space=space)
+register("UnboundedAction", Spaces, observation_space=FLAT, action_space=Box(-np.inf, np.inf, (1,)))
+register("Mistaken", lambda **settings: settings["goal"])  # a student's own mistake
