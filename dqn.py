@@ -5,7 +5,8 @@ env.step -> ReplayBuffer.add -> ReplayBuffer.sample -> td_loss -> Adam -> target
 """
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch==2.13.0", "gymnasium==1.4.0", "numpy==2.2.6"]
+# dependencies = ["torch==2.13.0", "gymnasium==1.4.0",
+#                 "numpy==2.2.6; python_version < '3.14'", "numpy==2.4.6; python_version >= '3.14'"]
 # ///
 import argparse
 import copy

@@ -5,8 +5,8 @@ env.step -> make_batch, imitation_reward -> gae -> clipped_surrogate + value los
                      and demonstrations -> discriminator_loss -> Adam
 """
 # /// script
-# requires-python = ">=3.10,<3.12"
-# dependencies = ["torch==2.13.0", "gymnasium==1.4.0", "numpy==2.2.6", "pybullet==3.2.7"]
+# requires-python = ">=3.10,<3.14"
+# dependencies = ["torch==2.13.0", "gymnasium==1.4.0", "numpy==2.2.6", "pybullet-arm64==3.2.8"]
 # ///
 import argparse
 import os

@@ -4,8 +4,8 @@
 env.step -> ReplayBuffer.add -> ReplayBuffer.sample -> critic_loss, actor_loss, temperature_loss -> Adam
 """
 # /// script
-# requires-python = ">=3.10,<3.12"
-# dependencies = ["torch==2.13.0", "gymnasium==1.4.0", "numpy==2.2.6", "pybullet==3.2.7"]
+# requires-python = ">=3.10,<3.14"
+# dependencies = ["torch==2.13.0", "gymnasium==1.4.0", "numpy==2.2.6", "pybullet-arm64==3.2.8"]
 # ///
 import argparse
 import copy

@@ -1,8 +1,8 @@
 """What is each part of a script there for? Take it away, train what is left, and see.
 
-`python tests/break_it.py` trains each script on its default task, as it is and with one change at a time.
-Some changes undo departures from the papers, which have to earn their place; others are faults made on
-purpose. Runs end when solved, unless that is what is changed. The flags are those of benchmark.py.
+`python tests/break_it.py` trains each script on its default task with one change at a time. Some changes undo
+departures from the papers, which have to earn their place; others are faults made on purpose. Runs end when
+solved, unless that is what is changed. benchmark.py trains the scripts as they are, and has the same flags.
 """
 from typing import NamedTuple
 
@@ -31,7 +31,6 @@ ROLLOUT = "        rollout = []\n"
 TARGETS = "    target_critics = copy.deepcopy(critics)\n"
 
 DEPARTURES = [
-    Change("dqn", "as it is"),
     Change("dqn", "LayerNorm",
            "It keeps the inputs of a layer in one range, so that large steps of Adam do no harm.",
            ((" nn.LayerNorm(hidden),", ""),)),
@@ -47,7 +46,6 @@ DEPARTURES = [
            "DQN often loses a good policy again, so training stops while it has one.", END),
     Change("dqn", "learning rate falls to zero", "Small steps at the end do less harm.",
            ((LEARN, RATE + LEARN),), kept=False),
-    Change("ppo", "as it is"),
     Change("ppo", "advantage normalisation", "The unit of reward does not matter to the size of a step.",
            ((NORMALISATION, ""),)),
     Change("ppo", "several environments", "One call of the network acts in all of them.",
@@ -59,7 +57,6 @@ DEPARTURES = [
            ((ROLLOUT, RATE + ROLLOUT),), kept=False),
     Change("ppo", "Adam's epsilon 1e-5", "Steps become small where gradients are.",
            (("lr=config.learning_rate,", "lr=config.learning_rate, eps=1e-5,"),), kept=False),
-    Change("pofd", "as it is"),
     Change("pofd", "reward scale",
            "A value function that starts near zero is sooner at small returns; lambda is scaled as well.",
            settings=dict(reward_scale=1.0, reward_lambda=1.0)),
@@ -74,7 +71,6 @@ DEPARTURES = [
     Change("pofd", "ending when solved", "As in ppo.py.", END),
     Change("pofd", "gradient clipping", "As in ppo.py.",
            (("(loss + d_loss).backward()", f"(loss + d_loss).backward()\n{CLIP}"),), kept=False),
-    Change("sac", "as it is"),
     Change("sac", "reward scale", "Critics that start near zero are sooner at small returns.",
            settings=dict(reward_scale=1.0)),
     Change("sac", "cut episodes", "As in pofd.py.", settings=dict(max_episode_steps=1000)),
@@ -114,7 +110,6 @@ FALL, TIME, SWAP, RESET = (
 )
 
 BROKEN = [
-    Change("dqn", "as it is"),
     Change("dqn", "no target network", "A target that moves with every step of Q is hard to reach.",
            settings=dict(tau=1.0)),
     Change("dqn", "no replay", "What no environment does at the moment is forgotten.",
@@ -129,7 +124,6 @@ BROKEN = [
            (("reward, next_obs, terminated))", "reward, next_obs, terminated | truncated))"),)),
     Change("dqn", "terminated and truncated swapped", SWAP, (SWAPPED,)),
     Change("dqn", "the reset step learned from", RESET, (("[~done]", ""),)),
-    Change("ppo", "as it is"),
     Change("ppo", "no clipping", "Ten passes over one rollout take the policy far from the one that acted.",
            settings=dict(clip_coef=1e6)),
     Change("ppo", "advantages not normalised", "While V lags behind, whatever was done looks good.",
@@ -147,7 +141,6 @@ BROKEN = [
            (("next_value, terminated, done, config", "next_value, done, done, config"),)),
     Change("ppo", "terminated and truncated swapped", SWAP, (SWAPPED,)),
     Change("ppo", "the reset step learned from", RESET, (("x[reset == 0] for x", "x.flatten(0, 1) for x"),)),
-    Change("pofd", "as it is"),
     Change("pofd", "lambda 0", "This is PPO: a sparse reward is hardly ever met by chance.",
            settings=dict(reward_lambda=0.0)),
     Change("pofd", "opposite sign", "Each step costs something, so that to fall at once costs least.",
@@ -160,7 +153,6 @@ BROKEN = [
     Change("pofd", "D's inputs not scaled", "D hardly sees the angle, beside the much larger velocities.",
            (("(np.hstack([obs, executed]) - mean) / std", "np.hstack([obs, executed])"),
             ("torch.as_tensor((demo - mean) / std,", "torch.as_tensor(demo,"))),
-    Change("sac", "as it is"),
     Change("sac", "one Q", "The actor looks for errors of a critic; the lesser of two hides most of them.",
            ((".amin(0)", "[0]"),)),
     Change("sac", "temperature fixed", "The best weight of entropy falls while the policy improves.",
@@ -175,40 +167,40 @@ BROKEN = [
            (("reward, next_obs, terminated))", "reward, next_obs, terminated | truncated))"),)),
     Change("sac", "terminated and truncated swapped", SWAP, (SWAPPED,)),
 ]
-TABLES = {"departures": (DEPARTURES, range(1201, 1211)), "break it": (BROKEN, range(401, 406))}
+CHANGES = [("departures", range(1301, 1311), change) for change in DEPARTURES]
+CHANGES += [("break it", range(1301, 1306), change) for change in BROKEN]
 EXPERIMENTS = [
     benchmark.DEFAULTS[change.script]._replace(
         table=table, name=f"{change.script}.py: {change.name}", settings=change.settings, edits=change.edits,
         seeds=seeds)
-    for table, (changes, seeds) in TABLES.items() for change in changes
+    for table, seeds, change in CHANGES
 ]
 
 
 def figures(rows):
     """What is known for the markers in the texts, by their names: texts, and tables as lists of dicts."""
-    found, texts, departures, broken = {}, {}, [], []
-    for experiment, runs in benchmark.found(EXPERIMENTS, rows):
-        found[experiment[:2]] = benchmark.cells(experiment, runs), runs.cpu.median()
-    for change in DEPARTURES:
-        name = f"{change.script}.py: {change.name}"
-        base, other = ("departures", f"{change.script}.py: as it is"), ("departures", name)
-        if base == other or base not in found or other not in found:
+    texts, departures, broken = {}, [], []
+    for (table, _, change), experiment in zip(CHANGES, EXPERIMENTS):
+        found = benchmark.found([benchmark.DEFAULTS[change.script], experiment], rows)
+        if len(found) < 2:
             continue
-        having, lacking = (base, other) if change.kept else (other, base)
-        (having, having_cpu), (lacking, lacking_cpu) = found[having], found[lacking]
-        factor = f"{lacking_cpu / having_cpu:.1f}"
-        texts[name] = f"without it {lacking['solved']} seeds and {factor} times the CPU seconds"
+        whole, line = (benchmark.cells(*pair) for pair in found)
+        if table == "break it":
+            if not any(other["broken"].startswith(change.script) for other in broken):
+                broken.append({"broken": f"{change.script}.py as it is", **whole, "why": ""})
+            broken.append({"broken": experiment.name, **line, "why": change.lesson})
+            continue
+        factor = found[1][1].cpu.median() / found[0][1].cpu.median()
+        texts[experiment.name] = f"without it {line['solved']} seeds and {factor:.1f} times the CPU seconds"
+        having, lacking = (whole, line) if change.kept else (line, whole)
         departures.append({
-            "departure": name, "": "kept" if change.kept else "dropped",
-            "solved with": having["solved"], "solved without": lacking["solved"],
-            "CPU s with": having["CPU s"], "CPU s without": lacking["CPU s"],
-            "failed with": having["failed"], "failed without": lacking["failed"],
-            "what it is for": change.lesson})
-    for change in BROKEN:
-        line, _ = found.get(("break it", f"{change.script}.py: {change.name}"), ({}, 0))
-        if line:
-            shown = {column: line[column] for column in ("solved", "return", "steps", "CPU s")}
-            broken.append({"broken": f"{change.script}.py: {change.name}", **shown, "why": change.lesson})
+            "departure": experiment.name, "": "kept" if change.kept else "dropped",
+            **{f"{column} {verb}": cells[column] for column in ("solved", "steps", "CPU s")
+               for verb, cells in (("with", having), ("without", lacking))},
+            "failed without": lacking["failed"], "what it is for": change.lesson})
+    for line in broken:
+        for column in "goal", "worst episode", "failed":
+            del line[column]
     return {**texts, "departures": departures, "break it": broken}
 
 

@@ -10,7 +10,8 @@ import benchmark
 import break_it
 
 EXPERIMENTS = [*benchmark.EXPERIMENTS, *break_it.EXPERIMENTS]
-DQN, LAYER_NORM, NO_REPLAY = "dqn.py: as it is", "dqn.py: LayerNorm", "dqn.py: no replay"
+TASK, LAYER_NORM, RATE, NO_REPLAY = "dqn/CartPole-v1", *(
+    f"dqn.py: {name}" for name in ("LayerNorm", "learning rate falls to zero", "no replay"))
 
 
 def row(table, run, seed, mean, steps=1000, cpu=4.0):
@@ -40,22 +41,21 @@ def test_a_run_that_is_not_finite_is_not_solved():
     assert expected.items() <= line.items()
 
 
-@pytest.mark.parametrize("kept, verdict, having", [(True, "kept", "2 of 2"), (False, "dropped", "1 of 2")])
-def test_a_departure_is_taken_away_or_added(monkeypatch, kept, verdict, having):
-    monkeypatch.setattr(break_it, "DEPARTURES", [break_it.Change("dqn", "LayerNorm", "Why.", kept=kept)])
-    rows = [row("departures", DQN, seed, 500.0, cpu=4.0) for seed in (1201, 1202)]
-    rows += [row("departures", LAYER_NORM, *run, cpu=8.0) for run in ((1201, 500.0), (1202, 9.0))]
-    line, = break_it.figures(rows)["departures"]
-    assert (line[""], line["solved with"], line["what it is for"]) == (verdict, having, "Why.")
-    if kept:
-        assert break_it.figures(rows)[LAYER_NORM] == "without it 1 of 2 seeds and 2.0 times the CPU seconds"
-        assert (line["failed with"], line["failed without"]) == ("", "1202 (9.0)")
+@pytest.mark.parametrize("run, verdict, having, failed", [
+    (LAYER_NORM, "kept", "2 of 2", "1302 (9.0)"), (RATE, "dropped", "1 of 2", "")])
+def test_a_departure_is_taken_away_or_added(run, verdict, having, failed):
+    rows = [row("tasks", TASK, seed, 500.0, cpu=4.0) for seed in (1301, 1302)]
+    rows += [row("departures", run, *ends, cpu=8.0) for ends in ((1301, 500.0), (1302, 9.0))]
+    figures = break_it.figures(rows)
+    line, = figures["departures"]
+    assert (line[""], line["solved with"], line["failed without"]) == (verdict, having, failed)
+    assert figures[run] == "without it 1 of 2 seeds and 2.0 times the CPU seconds"
 
 
 def test_a_fault_stands_below_the_script_as_it_is():
-    rows = [row("break it", NO_REPLAY, 401, 9.5), row("break it", DQN, 401, 500.0)]
+    rows = [row("break it", NO_REPLAY, 1301, 9.5), row("tasks", TASK, 1301, 500.0)]
     lines = break_it.figures(rows)["break it"]
-    assert [(line["broken"], line["solved"]) for line in lines] == [(DQN, "1 of 1"), (NO_REPLAY, "0 of 1")]
+    assert [(x["broken"], x["solved"]) for x in lines] == [("dqn.py as it is", "1 of 1"), (NO_REPLAY, "0 of 1")]
 
 
 def test_figures_go_between_their_markers():
