@@ -40,7 +40,7 @@ class Config:
     clip_coef: float = 0.2  # a probability ratio further than this from 1 gains nothing
     ent_coef: float = 0.0  # weight of the entropy bonus
     demo: str = ""  # .npz of demonstrations; by default demos/<env id>.npz beside this file
-    reward_scale: float = 0.03  # the environment's rewards are multiplied by this before learning
+    reward_scale: float = 0.1  # the environment's rewards are multiplied by this before learning
     reward_lambda: float = 0.1  # weight of the imitation reward
     discriminator_learning_rate: float = 1e-3  # step size of its Adam; 0 makes its reward a constant bonus
 

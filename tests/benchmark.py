@@ -59,12 +59,11 @@ TASKS = {name: Experiment("tasks", name, name.split("/")[0], goal, settings) for
     ("ppo/Pendulum-v1", -300, PPO_PENDULUM),
     ("ppo/single dense", 950, dict(env_id=f"{SINGLE}Env-v0", eval_frequency=8_192)),
     ("pofd/single", 475, {}),
-    ("pofd/double", 950, dict(env_id=f"{DOUBLE}SparseEnv-v0", reward_scale=0.1, reward_lambda=0.03)),
-    ("pofd/mountain car", 90, dict(env_id="MountainCarContinuous-v0", reward_scale=0.1, reward_lambda=0.03)),
+    ("pofd/double", 950, dict(env_id=f"{DOUBLE}SparseEnv-v0")),
+    ("pofd/mountain car", 90, dict(env_id="MountainCarContinuous-v0")),
     ("sac/double", 950, {}),
     ("sac/single dense", 950, dict(env_id=f"{SINGLE}Env-v0")),
     ("sac/Pendulum-v1", -200, dict(env_id="Pendulum-v1", total_timesteps=10_000)),
-    ("sac/double dense", 9100, dict(env_id=f"{DOUBLE}Env-v0")),
 )}
 DEFAULTS = {task.script: task for task in TASKS.values() if not task.settings}
 RANDOM_POLICY = ('file["actions"]]\n', """file["actions"]]
@@ -98,7 +97,7 @@ EXPERIMENTS = list(TASKS.values())
 for task in TASKS["pofd/single"], TASKS["pofd/double"], TASKS["pofd/mountain car"]:
     for name, change, edits in CONTROLS:
         EXPERIMENTS.append(task._replace(table="controls", name=f"{task.name}, {name}", edits=edits,
-                                         settings={**task.settings, **change}))
+                                         settings={**task.settings, **change}, seeds=range(1301, 1306)))
 for name, peer in PEERS.items():
     EXPERIMENTS.append(TASKS[name]._replace(table="peers", peer=peer, seeds=range(1301, 1306)))
 
