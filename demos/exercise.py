@@ -2,7 +2,7 @@
 
 `python demos/exercise.py ppo.py` writes exercise_ppo.py into the current folder. Fill in its parts, in any
 order. `python demos/exercise.py --check exercise_ppo.py` says of each: right, not yet, or wrong, with the
-smallest case that shows it. While a part is checked, all others are the original's."""
+smallest case that shows it. While a part is checked, the other parts are the original's."""
 import argparse
 import ast
 import copy
@@ -12,9 +12,11 @@ import json
 import re
 import sys
 import textwrap
+import traceback
 import warnings
 from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -70,10 +72,11 @@ def make_inputs(original, size, special):
         x["rollout"] = list(zip(*(x[name].numpy() for name in x["steps"])))
     else:
         x["self"], obs = Table(x["self"], torch.zeros_like(x["self"])), torch.zeros(size, 1)
-        x["obs"], x["action"] = obs, torch.arange(size) % 3.0 if discrete else draw(size, 1)
+        x["obs"], x["action"] = obs, torch.arange(size) % 3.0 if discrete else draw(size, 1).requires_grad_()
         x["batch"] = original.Batch(obs, x["action"], x["reward"][:, 0], obs + 1, x["terminated"][:, 0])
     if "epsilon" in x:  # the observation is the greedy action
-        x["obs"], x["agent"].act = np.arange(size)[:, None] % 3 // 2 * 2, lambda obs: obs[:, 0]
+        x["obs"], x["action"] = np.arange(size)[:, None] % 3 // 2 * 2, None
+        x["agent"] = SimpleNamespace(act=lambda obs: obs[:, 0].copy())
     for name in ("log_prob", "log_alpha", "logits", "agent_logits", "demo_logits"):
         x[name].requires_grad_()
     return x
@@ -99,8 +102,9 @@ def outcome(function, inputs):
         sum(learned).backward()
     for name, value in inputs.items():
         for key, x in value.named_parameters(name) if isinstance(value, nn.Module) else [(name, value)]:
-            if isinstance(x, torch.Tensor):
-                found |= {f"gradient of {key}": x.grad, f"{key} afterwards": x}
+            if isinstance(x, torch.Tensor) and key not in found:
+                gradient = x.grad if x.grad is not None and x.grad.any() else None
+                found |= {f"gradient of {key}": gradient, f"{key} afterwards": x}
     return {name: next(iter(describe(name, value)), None) for name, value in found.items()}
 
 
@@ -117,16 +121,13 @@ def compare(want, have):
 def find_blank(source, exercise):
     """The first and the last line of a part, found by name and by how the lines begin."""
     node, lines = ast.parse(source), source.splitlines()
-    try:
-        for name in exercise["part"].split("."):
-            node = next(x for x in node.body if getattr(x, "name", "") == name)
-        if "first" not in exercise:
-            return node.body[1].lineno, node.end_lineno  # all but the docstring
-        first, last = ([x for x in ast.walk(node) if isinstance(x, ast.stmt) and lines[
-            x.lineno - 1].strip().startswith(exercise[key])][0] for key in ("first", "last"))
-        return first.lineno, last.end_lineno
-    except (StopIteration, IndexError):
-        raise LookupError(f"the script has no such part any more: {exercise}") from None
+    for name in exercise["part"].split("."):
+        node = next(x for x in node.body if getattr(x, "name", "") == name)
+    if "first" not in exercise:
+        return node.body[1].lineno, node.end_lineno  # all but the docstring
+    first, last = ([x for x in ast.walk(node) if isinstance(x, ast.stmt) and lines[
+        x.lineno - 1].strip().startswith(exercise[key])][0] for key in ("first", "last"))
+    return first.lineno, last.end_lineno
 
 
 def load_original(name):
@@ -145,16 +146,16 @@ def make_file(original):
         text = [f"# EXERCISE {i}: {exercise['hint']}", f"# Read {exercise['paper']}.",
                 f'raise NotImplementedError("exercise {i}")', f"# END OF EXERCISE {i}"]
         lines[first - 1:last] = [margin + line for part in text for line in textwrap.wrap(
-            part, 100 - len(margin), subsequent_indent="# ")]
+            part, 100 - len(margin), subsequent_indent="# ", break_on_hyphens=False)]
     return "\n".join(["# Replace each NotImplementedError, between its EXERCISE and END, then run\n# python "
                       f"demos/exercise.py --check exercise_{original.__name__}.py", *lines, ""])
 
 
-def get_part(module, exercise, code):
-    """A part as a function of its inputs: a function of the module, or `code`, some lines of one."""
+def get_part(module, exercise, code, above=0):
+    """A part as a function of its inputs: a function of the module, or `code`, below `above` other lines."""
     def run(**names):
         names = {**vars(module), **names}
-        exec(textwrap.dedent(code), names)
+        exec(compile("\n" * above + textwrap.dedent(code), module.__file__, "exec"), names)
         return {exercise["result"]: names[exercise["result"]]}
     return run if "result" in exercise else attrgetter(exercise["part"])(module)
 
@@ -165,9 +166,10 @@ def check(i, exercise, original, student):
     if not own:
         return f"wrong: expected the lines `# EXERCISE {i}` and `# END OF EXERCISE {i}`"
     lines, (first, last) = original.source.splitlines(), find_blank(original.source, exercise)
-    code, source = "\n".join(lines[first - 1:last]), "\n".join([*lines[:first - 1], own[1], *lines[last:]])
+    above, code = student.source[:own.start(1)].count("\n"), "\n".join(lines[first - 1:last])
+    source = "\n" * (above + 1 - first) + "\n".join([*lines[:first - 1], own[1], *lines[last:]])
     module = load_script(Path(student.__file__), source, vars(student))  # the original, but for this part
-    right, part = get_part(original, exercise, code), get_part(module, exercise, own[1])
+    right, part = get_part(original, exercise, code), get_part(module, exercise, own[1], above)
     names = re.findall(r"\w+", code) if "result" in exercise else inspect.signature(right).parameters
     for label, size, special in exercise["cases"]:
         inputs = make_inputs(original, size, special)
@@ -180,15 +182,20 @@ def check(i, exercise, original, student):
         except NotImplementedError:
             return "not yet"
         except Exception as error:
-            told = [f"{type(error).__name__}: {error}"]
+            places = [f"line {x.lineno}: {x.line}" for x in traceback.extract_tb(error.__traceback__)
+                      if x.filename == student.__file__]
+            told = [*places[-1:], f"{type(error).__name__}: {error}"]
         if told:
             shown |= {key: inputs[key] for key in (inputs["steps"] if "rollout" in shown else ())}
             shown |= {f"config.{key}": getattr(config, key) for key in re.findall(r"config\.(\w+)", code)}
-            entries = [entry for name, x in shown.items() for entry in describe(
-                "", dict(x.named_parameters(name)) if isinstance(x, Table) else {name: x})]
-            entries = [f"{x.name} {x.shape} = {x.text}" for x in entries if x.array.size <= WHOLE]
             told += [str(warning.message).split(". ")[0] for warning in warned]
-            return "\n      ".join([f"wrong: {label}", *entries, *told]).replace("  =", " =")
+            for name in [name for name, x in shown.items() if isinstance(x, nn.Module)]:
+                shown |= shown.pop(name).named_parameters(name)
+            entries = [f"{x.name} {x.shape} = {x.text}" for x in describe("", shown) if x.array.size <= WHOLE
+                       and not re.search(r"batch\..*obs|weight|bias", x.name)]
+            text = "\n      ".join([f"wrong: {label}", *exercise.get("note", ()), *entries, *told])
+            text = re.sub(r"torch.Size\(\[(.*?)\]\)", r"\1", text).replace("  =", " =")
+            return re.sub(r"\.at_(\w+)", r"(\1)", text)
     return "right"
 
 
@@ -199,24 +206,26 @@ def main(argv=None):
     flags = parser.parse_args(argv)
     path, name = flags.script, flags.script.stem.removeprefix("exercise_")
     if name not in EXERCISES or flags.check == (path.stem == name):
-        parser.error("expected dqn.py, ppo.py, pofd.py or sac.py, or --check and a file made from one")
+        parser.error("expected dqn.py, ppo.py, pofd.py or sac.py; with --check a file like exercise_dqn.py")
     original, new = load_original(name), Path(f"exercise_{name}.py")
     if not flags.check:
         if new.exists():
             parser.error(f"{new} exists already and is left as it is")
         new.write_text(make_file(original))
-        print(f"{new}: {len(EXERCISES[name])} exercises, for python demos/exercise.py --check {new}")
+        print(f"{new} has {len(EXERCISES[name])} exercises. Check: python demos/exercise.py --check {new}")
         return
 
-    student, done = load_script(path), True
+    try:
+        student, done = load_script(path), True
+    except SyntaxError as error:
+        sys.exit("".join(traceback.format_exception_only(error)))
     for i, exercise in enumerate(EXERCISES[name], 1):
         verdict = check(i, exercise, original, student)
         done &= verdict == "right" or verdict == "not yet" and "extra" in exercise
         print(f"{i}  {exercise['name']:<22} {verdict}")
     if done:
-        demo = f" --demo {ROOT}/demos/{original.Config.env_id.split(':')[-1]}.npz" * (name == "pofd")
-        before, after = ("", "") if path.parent == ROOT else (f"PYTHONPATH={ROOT} ", demo)
-        print(f"All right. To train with your lines: {before}python {path.name}{after}")
+        demo = f' --demo "{ROOT}/demos/{original.Config.env_id.split(":")[-1]}.npz"' * (name == "pofd")
+        print(f'All right. To train with your lines: PYTHONPATH="{ROOT}" python {path.name}{demo}')
     sys.exit(not done)
 
 

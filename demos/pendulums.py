@@ -11,8 +11,9 @@ try:
     import pybullet_data
 except ImportError:
     raise ImportError(
-        "the pendulums need pybullet: `pip install pybullet` has it for Python 3.10 and 3.11 on Linux, "
-        "`pip install pybullet-arm64` for Python 3.10 to 3.13 on Linux, macOS and Windows") from None
+        "the pendulums need pybullet: `pip install pybullet` on Linux (x86_64) with Python 3.10 or 3.11, "
+        "`pip install pybullet-arm64` there with 3.12 or 3.13 and on macOS and Windows with 3.10 to 3.13; "
+        "there is none for Python 3.14 or for Linux on ARM") from None
 
 
 class PendulumVectorEnv(gym.vector.VectorEnv):

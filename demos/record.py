@@ -108,7 +108,7 @@ def main(argv=None):
     parser.add_argument("--noise", type=float, default=0.5, help="standard deviation added to each action")
     parser.add_argument("--epsilon", type=float, default=0.0, help="probability of a random action instead")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("-o", "--output", required=True)
+    parser.add_argument("-o", "--output", required=True, help="the .npz to write")
     flags = parser.parse_args(argv)
     act, env_id = swing, "MountainCarContinuous-v0"
     if flags.script != "swing":

@@ -2,8 +2,8 @@
 
 `python demos/trace.py ppo.py` runs the script's own `main` for one round of its loop and prints each line
 that ran, with what it read (<) and what it bound or changed (>). A loop is shown in its last round, a
-function at its first call. Runs are small (2 environments, batches of 4) unless the script's flags differ.
-`--html page.html` writes the same as a page for the browser."""
+function at its first call. Runs are small, with 2 environments and batches of 4, unless flags of the script
+say otherwise. `--html page.html` writes the same as a page for the browser."""
 import argparse
 import ast
 import json

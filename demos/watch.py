@@ -8,8 +8,6 @@ import argparse
 import dataclasses
 import os
 import sys
-import tempfile
-import webbrowser
 from pathlib import Path
 
 import gymnasium as gym
@@ -18,7 +16,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from demos.record import load_agent, load_script, make_agent, make_config, script_path
 
-FPS, HEIGHT = 15, 30  # frames per second; pixels of the two lines of text above a picture
+FPS, WIDTH, HEIGHT = 15, 320, 30  # frames per second; pixels of a picture, and of the text above it
 
 
 def train(module, config, rows):
@@ -60,14 +58,11 @@ def live(agent, env, seed):
         total, over = total + float(reward), terminated or truncated
 
 
-def recorded(env, path, episode):
-    """The same for a recorded episode: its states are drawn, nothing is simulated."""
+def recorded(env, path):
+    """The same for the first episode of a file: its states are drawn, nothing is simulated."""
     with np.load(path) as data:
-        ends = [0, *(np.flatnonzero(data["terminals"] | data["timeouts"]) + 1)]
-        if not 1 <= episode < len(ends):
-            raise ValueError(f"{path}: there is no episode {episode}, expected 1 to {len(ends) - 1}")
-        part = slice(ends[episode - 1], ends[episode])
-        obs, actions, rewards = (data[key][part] for key in ("observations", "actions", "rewards"))
+        end = (data["terminals"] | data["timeouts"]).argmax() + 1
+        obs, actions, rewards = (data[key][:end] for key in ("observations", "actions", "rewards"))
     if obs.shape[1:] != env.observation_space.shape:
         raise ValueError(f"{path}: observations {obs.shape[1:]}, expected {env.observation_space.shape}")
     env.reset()
@@ -88,15 +83,15 @@ def place(env, obs):
         pybullet.resetJointState(env.envs.bodies[0], joint, float(position), 0, **env.envs.world)
 
 
-def draw(title, scenes, env, seconds, width):
-    """The pictures of an episode, with title, step, action and return above each."""
+def draw(title, scenes, env):
+    """The pictures of an episode's first 10 seconds, with title, step, action and return above each."""
     from PIL import Image, ImageDraw, ImageFont
     fps, pictures = env.metadata["render_fps"], []
-    for step, (action, total, over) in zip(range(round(seconds * fps) + 1), scenes):
+    for step, (action, total, over) in zip(range(int(10 * fps) + 1), scenes):
         if over or step % max(1, round(fps / FPS)) == 0:
             scene = Image.fromarray(env.render())
-            scene = scene.resize((width, round(width * scene.height / scene.width)))
-            pictures.append(Image.new("RGB", (width, scene.height + HEIGHT), "white"))
+            scene = scene.resize((WIDTH, round(WIDTH * scene.height / scene.width)))
+            pictures.append(Image.new("RGB", (WIDTH, scene.height + HEIGHT), "white"))
             pictures[-1].paste(scene, (0, HEIGHT))
             text = f"{title}\nstep {step}  action {np.round(action, 2)}  return {total:g}{'  end' * over}"
             color, font = "firebrick" if over else "black", ImageFont.load_default(12)
@@ -108,12 +103,12 @@ def draw(title, scenes, env, seconds, width):
     return pictures
 
 
-def write_gif(path, panels, colors):
+def write_gif(path, panels):
     """Write an endless GIF. All frames share one palette, so that what stands still costs nothing."""
     from PIL import Image
     frames = [np.hstack([panel[min(i, len(panel) - 1)] for panel in panels])  # one that is over waits
               for i in range(max(map(len, panels)))]
-    palette = Image.fromarray(np.vstack(frames[:: max(1, len(frames) // 4)])).quantize(colors)
+    palette = Image.fromarray(np.vstack(frames[:: max(1, len(frames) // 4)])).quantize(32)
     first, *others = (Image.fromarray(x).quantize(palette=palette, dither=Image.Dither.NONE) for x in frames)
     times = [round(100 / FPS) * 10] * len(others) + [1500]  # milliseconds; the end is held
     first.save(path, "GIF", save_all=True, append_images=others, duration=times, loop=0)
@@ -123,21 +118,19 @@ def main(argv=None):
     parser = argparse.ArgumentParser("watch.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("script", type=script_path, help="dqn.py or another; its settings are flags, too")
     parser.add_argument("--gif", type=Path, help="write the agents' play to this file")
-    parser.add_argument("--window", action="store_true", help="show it in a window of the browser")
     parser.add_argument("--curves", type=Path, help="plot return, loss and the like to this .png")
     parser.add_argument("--rows", type=Path, help="write what is plotted to this .csv")
     parser.add_argument("--load", action="append", default=[], help="play what --save wrote, do not train")
     parser.add_argument("--seeds", type=int, nargs="+", help="train an agent for each of these")
     parser.add_argument("--untrained", action="store_true", help="add the agent before training")
     parser.add_argument("--demo", help="add a recorded episode from this .npz")
-    parser.add_argument("--demo-episode", type=int, default=1, help="which one")
-    parser.add_argument("--seconds", type=float, default=10, help="the longest play")
-    parser.add_argument("--width", type=int, default=320, help="pixels of each agent's picture")
-    parser.add_argument("--colors", type=int, default=32, help="colors of the GIF")
     flags, others = parser.parse_known_args(argv)
     training = flags.curves or flags.rows or flags.seeds or others
-    if not (flags.gif or flags.window or flags.curves or flags.rows) or flags.load and training:
-        parser.error("expected --gif, --window, --curves or --rows; with --load only --gif or --window")
+    if not (flags.gif or flags.curves or flags.rows) or flags.load and training:
+        parser.error("expected --gif, --curves or --rows; with --load only --gif, --untrained and --demo")
+    for path in flags.gif, flags.curves, flags.rows:
+        if path and not path.absolute().parent.is_dir():
+            parser.error(f"{path}: there is no such folder")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws without a screen
 
     module, name, rows, panels = load_script(flags.script), flags.script.name, [], []
@@ -145,10 +138,10 @@ def main(argv=None):
     config = loaded[0][1] if loaded else make_config(module, others)
 
     def show(title, agent=None):  # without an agent: the recorded episode
-        if flags.gif or flags.window:
+        if flags.gif:
             env = gym.make(config.env_id, render_mode="rgb_array")
-            scenes = live(agent, env, config.seed) if agent else recorded(env, flags.demo, flags.demo_episode)
-            panels.append(draw(title, scenes, env, flags.seconds, flags.width))
+            scenes = live(agent, env, config.seed) if agent else recorded(env, flags.demo)
+            panels.append(draw(title, scenes, env))
 
     if flags.demo:
         show("teacher, as recorded")
@@ -159,16 +152,13 @@ def main(argv=None):
     for seed in [] if loaded else flags.seeds or [config.seed]:
         show(f"{name}, seed {seed}", train(module, dataclasses.replace(config, seed=seed), rows))
     if flags.rows:
-        lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
-        flags.rows.write_text("".join(f"{line}\n" for line in lines))
+        lines = [",".join(line) for line in (rows[0], *(row.values() for row in rows))]
+        flags.rows.write_text("\n".join(lines) + "\n")
     if flags.curves:
         threshold = gym.spec(config.env_id).reward_threshold
         plot_curves(flags.curves, rows, f"{name} on {config.env_id}", threshold)
-    if panels:
-        gif = flags.gif or Path(tempfile.mkdtemp()) / "watch.gif"
-        write_gif(gif, panels, flags.colors)
-    if flags.window:
-        webbrowser.open(gif.absolute().as_uri())
+    if flags.gif:
+        write_gif(flags.gif, panels)
 
 
 if __name__ == "__main__":

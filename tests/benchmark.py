@@ -50,9 +50,8 @@ class Experiment(NamedTuple):
 
 
 SINGLE, DOUBLE = "demos.pendulums:InvertedPendulumPyBullet", "demos.pendulums:InvertedDoublePendulumPyBullet"
-PPO_PENDULUM = dict(env_id="Pendulum-v1", gamma=0.9, num_envs=8, num_steps=128, num_minibatches=8,
-                    learning_rate=5e-4, update_epochs=20, hidden_size=128, total_timesteps=102_400,
-                    eval_frequency=102_400)
+PPO_PENDULUM = dict(env_id="Pendulum-v1", gamma=0.9, num_envs=16, num_steps=128, num_minibatches=8,
+                    learning_rate=1e-3, update_epochs=20, total_timesteps=102_400, eval_frequency=20_480)
 TASKS = {name: Experiment("tasks", name, name.split("/")[0], goal, settings) for name, goal, settings in (
     ("dqn/CartPole-v1", 475, {}),
     ("ppo/CartPole-v1", 495, {}),

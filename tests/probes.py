@@ -43,7 +43,6 @@ class Chain(gym.Env):
 
 class Lengths(Chain):
     """Episodes of 2 to 8 steps that pay 1 each. The even ones terminate, the odd ones are truncated."""
-
     def reset(self, *, seed=None, options=None):
         result = super().reset(seed=seed)
         self.length = self.np_random.integers(2, 9)
@@ -53,7 +52,6 @@ class Lengths(Chain):
 
 class Spaces(gym.Env):
     """Any two spaces."""
-
     def __init__(self, observation_space, action_space):
         self.observation_space, self.action_space = observation_space, action_space
 
@@ -88,5 +86,5 @@ for name, space in BOXES.items():
     register(f"{name}Box", Chain, action_space=space, pays="action", length=2)
 for space in Discrete(2), ONE, MultiDiscrete([2, 3]):
     register(f"{type(space).__name__}Action", Spaces, observation_space=FLAT, action_space=space)
+register("ShiftedAction", Spaces, observation_space=FLAT, action_space=Discrete(2, start=1))
 register("UnboundedAction", Spaces, observation_space=FLAT, action_space=Box(-np.inf, np.inf, (1,)))
-register("Mistaken", lambda **settings: settings["goal"])  # a student's own mistake

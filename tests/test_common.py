@@ -7,7 +7,6 @@ import re
 import runpy
 import subprocess
 import sys
-import traceback
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -25,31 +24,27 @@ CLOSING = r"{}\.py {} seed 2: return (-?\d+\.\d) \+- \d+\.\d \(min (\S+)\) over 
 all_scripts = pytest.mark.parametrize("script", SCRIPTS)
 
 
-def network(module, observation_space, action_space, hidden=16):
-    """What acts, as `main` builds it."""
-    if module.__name__ == "dqn":
-        return module.QNetwork(observation_space.shape[0], int(action_space.n), hidden)
-    if module.__name__ == "sac":
-        return module.Actor(observation_space, action_space, hidden, 0.1)
-    return module.ActorCritic(observation_space, action_space, hidden)
+def network(script, action_space=None):
+    """What acts, as `main` builds it for the probes, or for another action space."""
+    module, obs_space = tiny(script)[0], probes.FLAT
+    action_space = action_space or (probes.ONE if script in BOX_ONLY else Discrete(2))
+    if script == "dqn":
+        return module.QNetwork(obs_space.shape[0], int(action_space.n), 16)
+    if script == "sac":
+        return module.Actor(obs_space, action_space, 16, 0.1)
+    return module.ActorCritic(obs_space, action_space, 16)
 
 
 def changed(config):
     """Another value for each setting, but not its default."""
     values = {"env_id": config.env_id.replace("ByActions", "Both"), "save": "agent.pt",
-              "demo": demonstrations(1), "max_episode_steps": 2}  # fmt: skip
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name not in values:
-            others = [2 * value, 3 * value] if field.type is int else [value / 2, value / 3, 0.1]
-            values[field.name] = next(other for other in others if other not in (value, field.default))
-    return {field.name: values[field.name] for field in dataclasses.fields(config)}
+              "demo": demonstrations(1), "max_episode_steps": 2}
+    for name, value in vars(config).items():
+        if name not in values:
+            others = [2 * value, 3 * value] if isinstance(value, int) else [value / 2, value / 3, 0.1]
+            values[name] = next(x for x in others if x not in (value, getattr(type(config), name)))
+    return {name: values[name] for name in vars(config)}
 
-
-def command(path, monkeypatch, *flags):
-    """`python <path> <flags>`, in this process."""
-    monkeypatch.setattr(sys, "argv", [str(path), *flags])
-    runpy.run_path(str(path), run_name="__main__")
 
 @pytest.fixture(scope="module", params=SCRIPTS)
 def run(request, tmp_path_factory):
@@ -59,7 +54,7 @@ def run(request, tmp_path_factory):
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     process = subprocess.run(
         [sys.executable, str(TOP / f"{script}.py"), *flags], cwd=folder, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(TOP / "tests")})  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(TOP / "tests")})
     assert process.returncode == 0, process.stderr
     return script, settings, process.stdout, torch.load(folder / "agent.pt", weights_only=True)
 
@@ -87,40 +82,38 @@ def test_same_seed_gives_the_same_bits_in_another_process(run):
 
 @all_scripts
 def test_every_setting_changes_the_outcome(script):
-    outcome = weights(train(script)[0])
-    assert outcome == weights(train(script)[0])
+    outcome = weights(train(script, "Lengths")[0])
+    assert outcome == weights(train(script, "Lengths")[0])
     for name, value in changed(tiny(script)[1]).items():
         if name not in ("save", "eval_frequency"):
-            assert outcome != weights(train(script, **{name: value})[0]), name
+            assert outcome != weights(train(script, "Lengths", **{name: value})[0]), name
 
 
 @all_scripts
-@pytest.mark.parametrize("frequency, steps", [(128, [128, 256, 320]), (192, [192, 320]), (1_000, [320])])
-def test_there_is_an_evaluation_every_eval_frequency_steps_and_at_the_end(script, frequency, steps):
-    _, rows = train(script, eval_frequency=frequency, total_timesteps=317)
+@pytest.mark.parametrize("frequency, total, steps", [(128, 317, [128, 256, 320]), (192, 320, [192, 320])])
+def test_there_is_an_evaluation_every_eval_frequency_steps_and_at_the_end(script, frequency, total, steps):
+    _, rows = train(script, eval_frequency=frequency, total_timesteps=total)
     assert [int(row.split()[1]) for row in rows] == steps
 
 
 @all_scripts
 @pytest.mark.parametrize("flag", ["--gamma=x", "--total-timesteps=1e4", "--no-such-flag=1"])
 def test_wrong_flag_gets_a_line_from_argparse_and_status_2(script, flag, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", flag])
     with pytest.raises(SystemExit) as stop:
-        command(TOP / f"{script}.py", monkeypatch, flag)
+        runpy.run_path(str(TOP / f"{script}.py"), run_name="__main__")
     assert stop.value.code == 2 and f"{script}.py: error: " in capsys.readouterr().err
 
 
-WRONG = {  # ids, and a word that the exception must have
-    "NoSuchEnv-v0": "NoSuchEnv", "nosuchmodule:Env-v0": "nosuchmodule", "probes:Image-v0": "(4, 4, 3)",
-    "probes:DictObs-v0": "Dict", "probes:UnboundedAction-v0": "inf",
-    "probes:MultiDiscreteAction-v0": "MultiDiscrete",
-}  # fmt: skip
+WRONG = {"NoSuchEnv-v0": "NoSuchEnv", "nosuchmodule:Env-v0": "nosuchmodule", "probes:Image-v0": "(4, 4, 3)",
+         "probes:DictObs-v0": "Dict", "probes:UnboundedAction-v0": "inf",
+         "probes:MultiDiscreteAction-v0": "MultiDiscrete"}  # ids, and a word that the exception must have
 
 
 @pytest.mark.parametrize("script, env_id, word", [
     *((script, *wrong) for script in SCRIPTS for wrong in WRONG.items()),
-    ("dqn", "probes:BoxAction-v0", "Box"),
-    *((script, "probes:DiscreteAction-v0", "Discrete") for script in BOX_ONLY),
-])  # fmt: skip
+    ("dqn", "probes:BoxAction-v0", "Box"), ("dqn", "probes:ShiftedAction-v0", "start=1"),
+    *((script, "probes:DiscreteAction-v0", "Discrete") for script in BOX_ONLY)])
 def test_environment_that_does_not_fit_gets_a_plain_exception(script, env_id, word):
     if script in BOX_ONLY:
         env_id = re.sub("(Image|DictObs)", r"\1Box", env_id)
@@ -133,41 +126,33 @@ def test_environment_that_does_not_fit_gets_a_plain_exception(script, env_id, wo
 def test_other_kinds_of_autoreset_are_refused(script, mode, monkeypatch):
     make_vec = gym.make_vec
     monkeypatch.setattr(gym, "make_vec", lambda *args, **kwargs: make_vec(
-        *args, **kwargs, vector_kwargs={"autoreset_mode": mode}))  # fmt: skip
+        *args, **kwargs, vector_kwargs={"autoreset_mode": mode}))
     with pytest.raises(AssertionError, match="NEXT_STEP"):
         train(script)
 
 
-@all_scripts
-def test_mistakes_of_a_student_come_through_with_their_line(script, monkeypatch, tmp_path):
-    """A KeyError in the constructor of an environment, an assert that was added to Config."""
-    with pytest.raises(KeyError, match="goal") as error:
-        command(TOP / f"{script}.py", monkeypatch, "--env-id=probes:Mistaken-v0")
-    assert 'settings["goal"]' in "".join(traceback.format_exception(error.value))
-    check = '\n    def __post_init__(self):\n        assert self.gamma < 1, "gamma is too large"\n\n\nclass '
-    mine = tmp_path / "mine.py"
-    mine.write_text((TOP / f"{script}.py").read_text().replace("\n\n\nclass ", check, 1))
-    with pytest.raises(AssertionError, match="gamma is too large") as error:
-        command(mine, monkeypatch, "--gamma=2")
-    assert 'mine.py", line' in traceback.format_exception(error.value)[-2]
+@pytest.mark.parametrize("script, hidden, networks", [
+    ("dqn", ["Linear", "LayerNorm", "ReLU"], 1), ("ppo", ["Linear", "Tanh"], 2),
+    ("pofd", ["Linear", "Tanh"], 2), ("sac", ["Linear", "ReLU"], 1)])
+def test_network_has_two_hidden_layers(script, hidden, networks):
+    layers = [type(layer).__name__ for layer in network(script).modules() if not [*layer.children()]]
+    assert layers == (hidden + hidden + ["Linear"]) * networks
+
 
 @all_scripts
 def test_building_a_network_sets_no_seed_and_no_threads(script):
-    spaces = Box(-1, 1, (3,)), Box(-1, 1, (2,)) if script in BOX_ONLY else Discrete(3)
     threads, _ = torch.get_num_threads(), torch.manual_seed(123)
-    first, second = (network(tiny(script)[0], *spaces) for _ in range(2))
+    first, second = (network(script) for _ in range(2))
     assert weights(first) != weights(second)
     assert (torch.initial_seed(), torch.get_num_threads()) == (123, threads)
 
 
 @pytest.mark.parametrize("script, space", [
     ("dqn", Discrete(5)), ("ppo", Discrete(2)), ("ppo", Discrete(3, start=5)),
-    *((script, space) for script in SCRIPTS[1:] for space in [probes.ONE, *probes.BOXES.values()]),
-])  # fmt: skip
+    *((script, space) for script in SCRIPTS[1:] for space in [probes.ONE, *probes.BOXES.values()])])
 def test_act_takes_one_observation_or_many_and_stays_in_the_action_space(script, space):
     """On its bounds, too, where the policy's outputs are large."""
-    agent = network(tiny(script)[0], Box(-1, 1, (3,)), space)
-    obs = np.random.default_rng(0).normal(size=(99, 3))
+    agent, obs = network(script, space), np.random.default_rng(0).normal(size=(99, 2))
     for far in (-100, 0, 100):
         getattr(agent, "actor", agent)[-1].bias.data.fill_(far)
         actions, one = agent.act(obs), agent.act(obs[7])  # from float64, as some environments give
@@ -177,18 +162,18 @@ def test_act_takes_one_observation_or_many_and_stays_in_the_action_space(script,
         if isinstance(space, Box) and far:
             assert actions == pytest.approx(np.stack([space.high if far > 0 else space.low] * 99))
 
+
 @pytest.fixture
 def learned(script, monkeypatch):
-    """Train on episodes of 3 steps, of which the even ones terminate and the odd ones are truncated; an
-    observation is (step, episode). Returns the observations that were learned from, and observations, next
-    observations and terminated of all that was handed on to be learned from."""
+    """The observations learned from, and obs, next_obs and terminated of all that was handed on for that. An
+    observation is (step, episode); episodes have 3 steps, even ones terminate, odd ones are truncated."""
     module, kept, seen = tiny(script)[0], [], []
     if script in ("dqn", "sac"):
         spy(monkeypatch, module.ReplayBuffer, "add", lambda _, self, *batch: (
-            kept.append(batch[0]), seen.append((batch[0], *batch[3:5]))))  # fmt: skip
+            kept.append(batch[0]), seen.append((batch[0], *batch[3:5]))))
     else:
         spy(monkeypatch, module, "make_batch", lambda batch, rollout, *_: (
-            kept.append(batch[-5]), seen.extend((*row[-7::3][:2], row[-3]) for row in rollout)))  # fmt: skip
+            kept.append(batch[-5]), seen.extend((*row[-7::3][:2], row[-3]) for row in rollout)))
     train(script, "Both", total_timesteps=320)
     return np.concatenate(kept), *(np.concatenate(column) for column in zip(*seen))
 
@@ -212,6 +197,7 @@ def test_replay_buffer_keeps_the_latest_and_draws_them_uniformly(script):
     buffer, number = tiny(script)[0].ReplayBuffer(5, (2,), ()), np.arange(8.0)
     for n in number[:3], number[3:4], number[4:8]:
         buffer.add(np.stack([n, -n], 1), 2 * n, 10 * n, np.stack([n + 1, n], 1), n % 2 == 0)
+        assert set(buffer.sample(500).obs[:, 0].tolist()) == set(number[:int(n[-1]) + 1][-5:])
     drawn = buffer.sample(2_000)
     n = drawn.obs[:, 0]
     kept, counts = torch.unique(n, return_counts=True)
@@ -219,24 +205,21 @@ def test_replay_buffer_keeps_the_latest_and_draws_them_uniformly(script):
     assert (drawn.obs[:, 1] == -n).all() and (drawn.action == 2 * n).all() and (drawn.reward == 10 * n).all()
     assert (drawn.next_obs == torch.stack([n + 1, n], 1)).all() and (drawn.terminated == (n % 2 == 0)).all()
 
-def standing_still(script):
-    """An agent that knows one action."""
-    actions = (1,) if script in BOX_ONLY else ()
-    return SimpleNamespace(act=lambda obs: np.zeros((len(obs), *actions), np.float32 if actions else int))
-
 
 @all_scripts
 def test_evaluate_returns_the_sum_of_rewards_of_one_episode_each(script):
     """Episodes of 2 to 8 steps that pay 1 each, by the seed. Some terminate and the others are truncated."""
-    returns = tiny(script)[0].evaluate(standing_still(script), probe(script, "Lengths"), 30, seed=7)
+    returns = tiny(script)[0].evaluate(network(script), probe(script, "Lengths"), 30, seed=7)
     lengths = [np.random.default_rng(7 + i).integers(2, 9) for i in range(30)]
     assert isinstance(returns, np.ndarray) and returns.tolist() == lengths and len(set(lengths)) == 7
 
 
 @all_scripts
 def test_evaluate_cuts_an_environment_without_an_end_and_warns(script):
+    action = network(script).act(np.zeros((1, 2)))
+    agent = SimpleNamespace(act=lambda obs: action)
     with pytest.warns(UserWarning, match="10,000 steps"):
-        returns = tiny(script)[0].evaluate(standing_still(script), probe(script, "Endless"), 1, seed=1)
+        returns = tiny(script)[0].evaluate(agent, probe(script, "Endless"), 1, seed=1)
     assert returns.tolist() == [10_000]
 
 
@@ -244,7 +227,7 @@ def test_evaluate_cuts_an_environment_without_an_end_and_warns(script):
 def test_main_evaluates_the_agent_that_it_returns_on_fresh_episodes(script, monkeypatch):
     agents, seeds = [], []
     spy(monkeypatch, tiny(script)[0], "evaluate", lambda _, agent, env_id, episodes, seed: (
-        agents.append(agent), seeds.extend(range(seed, seed + episodes))))  # fmt: skip
+        agents.append(agent), seeds.extend(range(seed, seed + episodes))))
     agent, rows = train(script)
     assert len(agents) == len(rows) + 1 == 3 and all(one is agent for one in agents)
     assert len(set(seeds)) == len(seeds)
@@ -262,15 +245,11 @@ def test_training_ends_when_mean_less_deviation_reaches_the_threshold(script, th
 
 @all_scripts
 def test_all_environments_are_closed(script, monkeypatch):
-    opened, closed = [], []
-
-    def see(env, *_):
-        opened.append(env)
-        spy(monkeypatch, env, "close", lambda *_: closed.append(env))
-
-    spy(monkeypatch, gym, "make_vec", see)
+    opened = []
+    spy(monkeypatch, gym, "make_vec", lambda envs, *_: opened.append(envs))
     train(script)
-    assert len(opened) == 4 and all(any(env is one for one in closed) for env in opened)
+    assert len(opened) == 4 and all(envs.closed for envs in opened)
+
 
 @all_scripts
 def test_save_is_written_whole_at_each_evaluation_and_loads_without_pickle(script, monkeypatch, tmp_path):
@@ -280,8 +259,7 @@ def test_save_is_written_whole_at_each_evaluation_and_loads_without_pickle(scrip
     assert moves == [(f"{path}.tmp", str(path))] * len(rows) and os.listdir(tmp_path) == ["agent.pt"]
     saved, (module, config) = torch.load(path, weights_only=True), tiny(script, save=str(path))
     assert list(saved) == ["config", "weights"] and saved["config"] == dataclasses.asdict(config)
-    env = gym.make(config.env_id)
-    again = network(module, env.observation_space, env.action_space)
+    again = network(script)
     again.load_state_dict(saved["weights"])
     returns = [module.evaluate(one, config.env_id, 5, seed=3).tolist() for one in (agent, again)]
     assert returns[0] == returns[1]
@@ -301,7 +279,7 @@ def test_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_file(script, t
 def test_target_network_follows_by_tau_after_each_gradient_step(script, loss, tau, monkeypatch):
     seen = []
     spy(monkeypatch, tiny(script)[0], loss, lambda _, *args: seen.append(
-        [[p.detach().clone() for p in network.parameters()] for network in args[:2]]))  # fmt: skip
+        [[p.detach().clone() for p in network.parameters()] for network in args[:2]]))
     train(script, tau=tau)
     assert len(seen) > 50 and not torch.equal(seen[0][0][0], seen[-1][0][0])
     for (_, before), (online, target) in zip(seen, seen[1:]):
@@ -312,8 +290,7 @@ def test_target_network_follows_by_tau_after_each_gradient_step(script, loss, ta
 @pytest.mark.learning
 @pytest.mark.parametrize("script, seed, env_id, solved", [
     ("dqn", 11, "", 475), ("dqn", 12, "", 475), ("ppo", 11, "", 475), ("ppo", 12, "", 475),
-    ("pofd", 11, "", 475), ("pofd", 11, "MountainCarContinuous-v0", 90), ("sac", 11, "", 950),
-])  # fmt: skip
+    ("pofd", 11, "", 475), ("pofd", 11, "MountainCarContinuous-v0", 90), ("sac", 11, "", 950)])
 def test_solves_its_task_with_its_defaults(script, seed, env_id, solved):
     module, rows = tiny(script)[0], []
     config = module.Config(seed=seed, env_id=env_id or module.Config.env_id)
@@ -343,6 +320,7 @@ def test_layout_of_a_script(script, end):
     names = {getattr(node, "module", None) or node.names[0].name for node in imports}
     packages = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
     assert packages == {"torch", "gymnasium", "numpy"}
+    assert not any(isinstance(node, ast.Try) for node in ast.walk(tree)), "it hides a student's mistakes"
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             assert ast.get_docstring(node), node.name

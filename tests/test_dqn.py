@@ -14,7 +14,6 @@ from tiny import spy, train
 
 class Table(nn.Module):
     """Q-values from a table; an observation is its row number."""
-
     def __init__(self, rows):
         super().__init__()
         self.rows = nn.Parameter(torch.tensor(rows))
@@ -67,7 +66,7 @@ def test_act_is_greedy():
 def learned_values(name, steps, **settings):
     """Q-values (steps, 2) on a probe."""
     agent, _ = train("dqn", name, total_timesteps=2_000, eval_frequency=2_000, num_envs=8, hidden_size=32,
-                     buffer_size=1_000, batch_size=64, tau=0.2, learning_rate=1e-2, **settings)  # fmt: skip
+                     buffer_size=1_000, batch_size=64, tau=0.2, learning_rate=1e-2, **settings)
     return agent(torch.tensor([[step, 1.0] for step in range(steps)])).detach().numpy()
 
 

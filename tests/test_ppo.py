@@ -33,7 +33,7 @@ def test_gae_across_the_end_of_an_episode_by_hand(script, terminated, done, boot
     (0.5, 2.0, -0.5 * 2.0, -0.5 * 2.0),  # good and unlikely: make it likelier
     (1.5, -2.0, 1.5 * 2.0, 1.5 * 2.0),  # bad and likely: make it less so
     (0.5, -2.0, 0.8 * 2.0, 0.0),  # bad, and unlikely enough
-])  # fmt: skip
+])
 def test_clipped_surrogate_by_hand(script, ratio, advantage, loss, slope):
     surrogate = importlib.import_module(script).clipped_surrogate
     log_prob = torch.tensor([np.log(ratio) - 1, -1], dtype=torch.float32, requires_grad=True)
@@ -50,10 +50,10 @@ def test_gradient_is_the_policy_gradient_with_value_loss_and_entropy(script, suf
     seen, gradients = {}, []
     module, config = tiny(
         script, env_id=f"probes:Ahead{suffix}-v0", num_steps=15, total_timesteps=60, update_epochs=1,
-        num_minibatches=1, gae_lambda=1.0, gamma=0.9, ent_coef=0.1)  # fmt: skip
+        num_minibatches=1, gae_lambda=1.0, gamma=0.9, ent_coef=0.1)
     spy(monkeypatch, module, "gae", lambda _, reward, value, *rest: seen.update(reward=reward, value=value))
     spy(monkeypatch, module, "make_batch", lambda batch, _, agent, *rest: seen.update(
-        agent=copy.deepcopy(agent), obs=batch[-5], action=batch[-4]))  # fmt: skip
+        agent=copy.deepcopy(agent), obs=batch[-5], action=batch[-4]))
     spy(monkeypatch, torch.optim.Adam, "step", lambda _, optimizer, *__: gradients.append(
         torch.cat([p.grad.flatten() for p in optimizer.param_groups[0]["params"] if p.grad is not None])))
     module.main(config, report=lambda row: None)
@@ -108,8 +108,7 @@ def test_raw_action_is_stored_and_the_executed_one_is_sent(script, monkeypatch):
     assert (np.abs(raw) > 1).any() and sent == pytest.approx(np.clip(15 + 5 * raw, 10, 20))
 
 
-LEARN = dict(total_timesteps=1_280, eval_frequency=1_280, num_envs=8, update_epochs=4, reward_scale=1.0,
-             reward_lambda=0.0)  # fmt: skip
+LEARN = dict(total_timesteps=1_280, num_envs=8, update_epochs=4, reward_scale=1.0, reward_lambda=0.0)
 
 
 def learned_values(script, name, steps, **settings):
@@ -131,9 +130,8 @@ def test_values_at_a_termination_and_at_a_truncation(script):
     assert learned_values(script, "Truncated", 4, gamma=0.5).min() > 1.3  # it bootstraps
 
 
-@pytest.mark.parametrize(
-    "script, name, worst", [("ppo", "ByAction", 1), ("ppo", "FarBox", -2), ("pofd", "FarBox", -2)]
-)
+@pytest.mark.parametrize("script, name, worst", [
+    ("ppo", "ByAction", 1), ("ppo", "FarBox", -2), ("pofd", "FarBox", -2)])
 def test_best_action_is_found_also_where_the_bounds_are_far_from_zero(script, name, worst):
     agent, _ = train(script, env_id=f"probes:{name}-v0", **LEARN)
     assert tiny(script)[0].evaluate(agent, f"probes:{name}-v0", 5, seed=0).mean() >= worst

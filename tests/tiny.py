@@ -14,8 +14,7 @@ FOLDER = tempfile.TemporaryDirectory()  # of demonstrations for the probes
 SETTINGS = dict(
     total_timesteps=256, eval_frequency=128, num_envs=4, hidden_size=16, learning_rate=2e-2, buffer_size=50,
     batch_size=16, end_e=0.4, exploration_fraction=0.5, num_steps=16, update_epochs=3, num_minibatches=2,
-    max_episode_steps=100,
-)  # fmt: skip
+    max_episode_steps=100)
 
 
 def demonstrations(seed=0, **changes):
