@@ -26,7 +26,7 @@ class Config:
     seed: int = 1  # seeds weights, environments, actions and minibatches
     save: str = ""  # file for weights and settings, written at each evaluation
     total_timesteps: int = 65_536  # environment steps, unless solved before
-    eval_frequency: int = 2_048  # environment steps between evaluations
+    eval_frequency: int = 4_096  # environment steps between evaluations
     num_envs: int = 32  # N, environments side by side
     num_steps: int = 32  # T, steps of each environment per rollout
     hidden_size: int = 64  # units in each of the two hidden layers

@@ -56,7 +56,7 @@ TASKS = {name: Experiment("tasks", name, name.split("/")[0], goal, settings) for
     ("dqn/CartPole-v1", 475, {}),
     ("ppo/CartPole-v1", 495, {}),
     ("ppo/Pendulum-v1", -300, PPO_PENDULUM),
-    ("ppo/single dense", 950, dict(env_id=f"{SINGLE}Env-v0", eval_frequency=8_192)),
+    ("ppo/single dense", 950, dict(env_id=f"{SINGLE}Env-v0")),
     ("pofd/single", 475, {}),
     ("pofd/double", 950, dict(env_id=f"{DOUBLE}SparseEnv-v0")),
     ("pofd/mountain car", 90, dict(env_id="MountainCarContinuous-v0")),
