@@ -35,7 +35,7 @@ class Config:
     learning_rate: float = 2e-3  # step size of Adam
     gamma: float = 0.99  # discount factor
     buffer_size: int = 20_000  # transitions kept for replay
-    batch_size: int = 256  # transitions per gradient step
+    batch_size: int = 128  # transitions per gradient step
     tau: float = 0.1  # how far the target network moves per gradient step; 1 copies the Q-network
     end_e: float = 0.05  # epsilon, the probability of a random action, falls from 1 to this
     exploration_fraction: float = 0.1  # fraction of total_timesteps over which epsilon falls

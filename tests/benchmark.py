@@ -143,8 +143,9 @@ def run(job):
     if agent is not None:
         returns = module.evaluate(agent, config.env_id, 100, 1_000_000 + seed)
         row |= {"return": round(float(returns.mean()), 1), "worst": round(float(returns.min()), 1)}
-    if experiment.table == "tasks":  # for the picture
+    if experiment.table == "tasks":  # for the picture, and for the README what one run prints
         row["curve"] = [(int(step), float(mean)) for step, mean in curve]
+        row |= {"rows": reports} if experiment == DEFAULTS["dqn"] and seed == experiment.seeds[0] else {}
     return row
 
 
@@ -189,7 +190,9 @@ def cells(experiment, runs):
 
 def figures(rows):
     """What is known for the markers in the texts, by their names: texts, and tables as lists of dicts."""
-    lines, texts = {"tasks": [], "controls": [], "peers": []}, {}
+    lines = {"tasks": [], "controls": [], "peers": []}
+    texts = {f"{script} lines": str(task.code().count("\n")) for script, task in DEFAULTS.items()}
+    texts |= {"rows": "\n```\n" + "\n".join(row["rows"]) + "\n```\n" for row in rows if "rows" in row}
     for experiment, runs in found(EXPERIMENTS, rows):
         flags = [f" --{key.replace('_', '-')} {value}" for key, value in experiment.settings.items()]
         program = "Stable-Baselines3" if experiment.peer else f"`{experiment.script}.py{''.join(flags)}`"
@@ -197,6 +200,8 @@ def figures(rows):
         lines[experiment.table].append(line)
         if experiment.table == "tasks" and experiment.name in PEERS:
             lines["peers"].append(line)
+        if experiment.table == "controls":
+            texts[experiment.name] = line["solved"]
         if experiment in DEFAULTS.values():
             texts[experiment.script] = "{solved} seeds, {steps} steps, {CPU s} CPU seconds".format(**line)
     return {**texts, **lines, "peers": sorted(lines["peers"], key=lambda line: line["task"])}
