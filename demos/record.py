@@ -64,6 +64,8 @@ def make_agent(module, config):
 
 def load_agent(module, path):
     """The agent that the script's `--save` wrote, and its Config."""
+    if Path(path).read_bytes()[:2] != b"PK":  # torch.save makes a zip file
+        raise ValueError(f"{path}: expected a file that the script's --save wrote")
     saved = torch.load(path, weights_only=True)
     config = module.Config(**saved["config"])
     agent = make_agent(module, config)

@@ -184,11 +184,9 @@ def as_text(rows, width=150):
     lines = []
     for row in rows:
         margin = " " * (5 + 4 * row.depth)
-        text = [margin + line for line in row.text.splitlines()]
+        text = [""] * (row.kind == "mark") + [margin + line for line in row.text.splitlines()]
         if row.kind == "line":
             text[0] = f"{row.number:4} {text[0][5:]}"
-        elif row.kind == "mark":
-            text.insert(0, "")
         margin += " " * (8 + len(row.text) - len(row.text.lstrip()))
         for mark, x in row.notes:
             note = f"{mark} {x.name} {x.shape} = {x.text}".replace("  =", " =")
@@ -214,6 +212,8 @@ def main(argv=None):
     parser.add_argument("--update", type=int, default=1, help="which one, counted from 1")
     parser.add_argument("--html", type=Path, help="write a page for the browser in place of text")
     flags, others = parser.parse_known_args(argv)
+    if flags.update < 1:
+        parser.error("expected --update 1 or more")
     module = load_script(flags.script)
     config, tracer = make_config(module, others, **SMALL), Tracer(module, flags.update)
     sys.settrace(tracer.trace)

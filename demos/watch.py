@@ -155,8 +155,7 @@ def main(argv=None):
         lines = [",".join(line) for line in (rows[0], *(row.values() for row in rows))]
         flags.rows.write_text("\n".join(lines) + "\n")
     if flags.curves:
-        threshold = gym.spec(config.env_id).reward_threshold
-        plot_curves(flags.curves, rows, f"{name} on {config.env_id}", threshold)
+        plot_curves(flags.curves, rows, f"{name}: {config.env_id}", gym.spec(config.env_id).reward_threshold)
     if flags.gif:
         write_gif(flags.gif, panels)
 
