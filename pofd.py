@@ -183,7 +183,7 @@ def main(config=Config(), report=print):
 
         # Evaluate now and then, and stop when solved.
         if step % config.eval_frequency < rollout_size or step >= config.total_timesteps:
-            returns = evaluate(agent, config.env_id, 50, config.seed + step)
+            returns = evaluate(agent, config.env_id, 100, config.seed + step)
             report(f"step {step:6}  return {returns.mean():6.1f}  value_loss {value_loss:.3f}  "
                    f"entropy {entropy:.2f}  discriminator_loss {d_loss:.3f}")
             if config.save:

@@ -172,7 +172,7 @@ def main(config=Config(), report=print):
 
         # Evaluate now and then, and stop when solved.
         if step % config.eval_frequency < config.num_envs or step >= config.total_timesteps:
-            returns = evaluate(agent, config.env_id, 50, config.seed + step)
+            returns = evaluate(agent, config.env_id, 100, config.seed + step)
             report(f"step {step:6}  return {returns.mean():6.1f}  critic_loss {loss:.2e}  alpha {alpha:.2e}")
             if config.save:
                 torch.save({"config": vars(config), "weights": agent.state_dict()}, f"{config.save}.tmp")
