@@ -142,8 +142,7 @@ def test_network_has_two_hidden_layers(script, hidden, networks):
 @all_scripts
 def test_building_a_network_sets_no_seed_and_no_threads(script):
     threads, _ = torch.get_num_threads(), torch.manual_seed(123)
-    first, second = (network(script) for _ in range(2))
-    assert weights(first) != weights(second)
+    assert weights(network(script)) != weights(network(script))
     assert (torch.initial_seed(), torch.get_num_threads()) == (123, threads)
 
 
@@ -194,14 +193,14 @@ def test_truncation_bootstraps_from_the_last_observation_and_termination_does_no
 
 @pytest.mark.parametrize("script", ["dqn", "sac"])
 def test_replay_buffer_keeps_the_latest_and_draws_them_uniformly(script):
-    buffer, number = tiny(script)[0].ReplayBuffer(5, (2,), ()), np.arange(8.0)
+    buffer, number = tiny(script)[0].ReplayBuffer(5, (2,), ()), np.arange(1.0, 9.0)
     for n in number[:3], number[3:4], number[4:8]:
         buffer.add(np.stack([n, -n], 1), 2 * n, 10 * n, np.stack([n + 1, n], 1), n % 2 == 0)
-        assert set(buffer.sample(500).obs[:, 0].tolist()) == set(number[:int(n[-1]) + 1][-5:])
+        assert set(buffer.sample(500).obs[:, 0].tolist()) == set(number[:int(n[-1])][-5:])
     drawn = buffer.sample(2_000)
     n = drawn.obs[:, 0]
     kept, counts = torch.unique(n, return_counts=True)
-    assert kept.tolist() == [3, 4, 5, 6, 7] and counts.min() > 320
+    assert kept.tolist() == [4, 5, 6, 7, 8] and counts.min() > 320
     assert (drawn.obs[:, 1] == -n).all() and (drawn.action == 2 * n).all() and (drawn.reward == 10 * n).all()
     assert (drawn.next_obs == torch.stack([n + 1, n], 1)).all() and (drawn.terminated == (n % 2 == 0)).all()
 
@@ -240,7 +239,8 @@ def test_training_ends_when_mean_less_deviation_reaches_the_threshold(script, th
     returns = np.array([4.0, 2.0]) if threshold else np.zeros(2)
     monkeypatch.setattr(module, "evaluate", lambda *args: returns)
     monkeypatch.setattr(gym.spec(config.env_id.split(":")[1]), "reward_threshold", threshold)
-    assert last_step(train(script, "Constant")[1]) == steps
+    agent, rows = train(script, "Constant")
+    assert last_step(rows) == steps and isinstance(agent, torch.nn.Module)
 
 
 @all_scripts
@@ -305,8 +305,7 @@ def test_sweep_on_ray_gives_the_same_weights():
     ray = pytest.importorskip("ray")
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(TOP), str(TOP / "tests")])}}
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, runtime_env=environment)
-    sweep = [ray.remote(tiny("dqn")[0].main).remote(tiny("dqn", seed=seed)[1]) for seed in (1, 2)]
-    agents = ray.get(sweep)
+    agents = ray.get([ray.remote(tiny("dqn")[0].main).remote(tiny("dqn", seed=seed)[1]) for seed in (1, 2)])
     ray.shutdown()
     assert [weights(agent) for agent in agents] == [weights(train("dqn", seed=seed)[0]) for seed in (1, 2)]
 

@@ -53,10 +53,10 @@ def test_without_its_reward_the_demonstrated_actions_do_not_matter(reward_lambda
 
 
 def test_discriminator_sees_executed_actions_on_the_demonstrations_scale(monkeypatch):
-    """It is the only network of 3 inputs here."""
-    sent, calls, losses, path = [], [], [], demonstrations(actions=np.linspace(5, 25, 50)[:, None])
-    spy(monkeypatch, torch.nn.Sequential, "forward", lambda logits, network, pairs: (
-        network[0].in_features == 3 and calls.append((pairs, logits))))
+    """The agent sees its observations on that scale, too. D is the only network of 3 inputs here."""
+    sent, calls, seen, losses, path = [], [], [], [], demonstrations(actions=np.linspace(5, 25, 50)[:, None])
+    spy(monkeypatch, torch.nn.Sequential, "forward", lambda output, network, inputs: (
+        (calls if network[0].in_features == 3 else seen).append((inputs, output))))
     spy(monkeypatch, gym.vector.SyncVectorEnv, "step", lambda _, envs, action: sent.append(action))
     spy(monkeypatch, pofd, "discriminator_loss", lambda _, *logits: losses.append(logits))
     settings = dict(total_timesteps=64, update_epochs=1, num_minibatches=1)
@@ -68,6 +68,7 @@ def test_discriminator_sees_executed_actions_on_the_demonstrations_scale(monkeyp
     obs = np.broadcast_to(np.stack([t % 3, np.ones(16)], 1)[:, None], (16, 4, 2))
     pairs = (np.concatenate([obs, np.array(sent[:16])], -1) - mean) / std
     assert rollout.numpy() == pytest.approx(pairs, abs=1e-4)
+    assert seen[0][0].numpy() == pytest.approx(pairs[0, :, :2], abs=1e-4)
     assert np.isin([10, 20], np.array(sent[:16])).all(), "some are executed at the bounds"
     for some, rows in (of_agent, pairs[t % 3 < 2].reshape(-1, 3)), (of_demo, (demo - mean) / std):
         assert np.abs(some.numpy()[:, None] - rows).max(-1).min(-1).max() < 1e-4, "not all are of these rows"

@@ -10,7 +10,7 @@ import numpy as np
 TOP = Path(__file__).parent.parent
 SCRIPTS = ["dqn", "ppo", "pofd", "sac"]
 BOX_ONLY = ["pofd", "sac"]
-FOLDER = tempfile.TemporaryDirectory()  # of demonstrations for the probes
+FOLDER = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # of demonstrations for the probes
 SETTINGS = dict(
     total_timesteps=256, eval_frequency=128, num_envs=4, hidden_size=16, learning_rate=2e-2, buffer_size=50,
     batch_size=16, end_e=0.4, exploration_fraction=0.5, num_steps=16, update_epochs=3, num_minibatches=2,
@@ -41,8 +41,7 @@ def tiny(script, name="ByActions", **settings):
 
 def train(script, name="ByActions", **settings):
     """A tiny run: the agent and the rows that were reported."""
-    module, config = tiny(script, name, **settings)
-    rows = []
+    (module, config), rows = tiny(script, name, **settings), []
     return module.main(config, report=rows.append), rows
 
 
