@@ -50,8 +50,9 @@ class Experiment(NamedTuple):
 
 
 SINGLE, DOUBLE = "demos.pendulums:InvertedPendulumPyBullet", "demos.pendulums:InvertedDoublePendulumPyBullet"
-PPO_PENDULUM = dict(env_id="Pendulum-v1", gamma=0.9, num_envs=16, num_steps=128, num_minibatches=8,
-                    learning_rate=1e-3, update_epochs=20, total_timesteps=102_400, eval_frequency=20_480)
+PPO_PENDULUM = dict(env_id="Pendulum-v1", gamma=0.9, gae_lambda=0.9, num_envs=16, num_steps=128,
+                    num_minibatches=8, learning_rate=1e-3, update_epochs=20, total_timesteps=102_400,
+                    eval_frequency=20_480)
 TASKS = {name: Experiment("tasks", name, name.split("/")[0], goal, settings) for name, goal, settings in (
     ("dqn/CartPole-v1", 475, {}),
     ("ppo/CartPole-v1", 495, {}),
@@ -86,7 +87,6 @@ PEERS = {  # as in rl-baselines3-zoo, hyperparams/*.yml; lin_ falls to zero
     "ppo/CartPole-v1": dict(
         algorithm="PPO", n_envs=8, total_timesteps=100_000, learning_rate="lin_0.001", clip_range="lin_0.2",
         n_steps=32, batch_size=256, n_epochs=20, gamma=0.98, gae_lambda=0.8, ent_coef=0.0),
-    "sac/Pendulum-v1": dict(algorithm="SAC", n_envs=1, total_timesteps=20_000, learning_rate=1e-3),
 }
 EXPERIMENTS = list(TASKS.values())
 for task in TASKS["pofd/single"], TASKS["pofd/double"], TASKS["pofd/mountain car"]:

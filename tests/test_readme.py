@@ -12,6 +12,7 @@ from tiny import TOP
 README = (TOP / "README.md").read_text()
 TINY = "--total-timesteps 64 --num-envs 4 --hidden-size 8".split()
 COMMANDS = re.findall(r"(?<=[\n`])python ((?!tests/)[^`#\n]+)", README)  # also those within a sentence
+assert len(COMMANDS) > 7
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +38,6 @@ def test_command_runs(command, monkeypatch, capsys):
     except SystemExit as stop:
         assert not stop.code or "--check" in command and capsys.readouterr().out.count("not yet") == 4
     assert "demos/" in program or " over " in capsys.readouterr().out
-
-
-def test_commands_are_found():
-    programs = {command.split()[0] for command in COMMANDS}
-    assert programs >= {"ppo.py", "pofd.py", "demos/exercise.py", "demos/trace.py", "demos/watch.py"}
 
 
 def test_example_in_python_runs():
