@@ -95,13 +95,9 @@ DEPARTURES = [
              " [*critics.parameters(), *agent.parameters()])"),
             ("evaluate(agent, config", "evaluate(average, config"),
             ("    return agent\n", "    return average\n")), kept=False),
-    Change("sac", "learning rate falls to zero", "Small steps at the end do less harm.",
-           ((LEARN, RATE + LEARN),), kept=False),
 ]
 
-STEP = "next_obs, reward, {}, {}, _ = envs.step("
-SWAPPED = (STEP.format("terminated", "truncated"), STEP.format("truncated", "terminated"))
-EPOCHS = "        for _ in range(config.update_epochs):\n"
+SWAPPED = "next_obs, reward, terminated, truncated, _ =", "next_obs, reward, truncated, terminated, _ ="
 FALL, TIME, SWAP, RESET = (
     "If bootstrapping goes on after a failure, failing costs nothing.",
     "No observation shows the clock, so that states alike are worth much or nothing.",
@@ -129,8 +125,6 @@ BROKEN = [
     Change("ppo", "one-step value target", "Bootstrapping on V alone, a reward travels one step a rollout.",
            (("advantage, advantage + value)",
              "advantage, reward + config.gamma * (1 - terminated) * next_value)"),)),
-    Change("ppo", "value target recomputed", "V chases its newest self, one pass after the other.",
-           ((EPOCHS, f"{EPOCHS}            batch[-1] = make_batch(rollout, agent, config)[-1]\n"),)),
     Change("ppo", "half the horizon", "In 25 steps, half a second, a cart that drifts does not fall.",
            settings=dict(gamma=0.96)),
     Change("ppo", "termination ignored", FALL,

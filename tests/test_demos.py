@@ -11,8 +11,10 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from demos import exercise, record, trace, watch
 from PIL import Image, ImageSequence
+from torch.nn.functional import smooth_l1_loss
 
 TOP = Path(__file__).parent.parent
 SCRIPTS = ("dqn", "ppo", "pofd", "sac")
@@ -119,21 +121,16 @@ def test_page_and_text_hold_each_line_once_and_every_line_of_a_loss(traced, run)
 def test_the_losses_can_be_checked_by_hand(traced):
     script, _, rows = traced
     notes = [(note["name"], np.squeeze(note["array"])) for row in rows for note in row["notes"]]
-    last = max(i for i, (name, _) in enumerate(notes) if name == "loss")
-    x, later = dict(notes[:last + 1]), dict(notes)
+    x = dict(notes[:max(i for i, (name, _) in enumerate(notes) if name == "loss") + 1])
     if script == "dqn":
         target = x["batch.reward"] + x["config.gamma"] * (1 - x["batch.terminated"]) * x["next_value"]
-        error = np.abs(target - x["q_value"])
-        loss = np.where(error < 1, error**2 / 2, error - 0.5).mean()
+        loss = smooth_l1_loss(*map(torch.as_tensor, (x["q_value"], target)))
     elif script == "sac":
         loss = ((x["forward()"] - x["target"]) ** 2).mean(1).sum()
     else:
         loss = 0.5 * ((x["value"] - x["target"]) ** 2).mean() - x["config.ent_coef"] * x["entropy"]
         loss -= (x["ratio"] * x["advantage"]).mean()
-    assert loss == pytest.approx(x["loss"], rel=1e-3) and later["norm of agent's change"] > 0
-    if script == "pofd":
-        agent, demo = (np.log1p(np.exp(x)).mean() for x in (-later["agent_logits"], later["demo_logits"]))
-        assert agent + demo == pytest.approx(later["d_loss"], rel=1e-3)
+    assert loss == pytest.approx(x["loss"], rel=1e-3) and dict(notes)["norm of agent's change"] > 0
 
 
 def test_being_watched_changes_nothing(run):
@@ -157,7 +154,7 @@ def test_the_page_in_a_browser(traced, tmp_path):
     body = html.unescape(re.sub(r"<[^>]*>|\s", "", dom[dom.index("<main>"):]))
     for words in [x["text"].removeprefix("    # ") for row in rows for x in (row, *row["notes"])]:
         assert re.sub(r"\s", "", words) in body
-    assert 'id="act"' in dom and 'href="#act"' in dom and 'id="store"' in dom and 'href="#learn"' in dom
+    assert 'id="act"' in dom and 'href="#learn"' in dom
 
 
 @pytest.mark.parametrize("script, env_id", zip(SCRIPTS, ["CartPole-v1", *["MountainCarContinuous-v0"] * 3]))
@@ -177,8 +174,7 @@ def test_rows_and_curves_of_several_seeds(run):
     rows = list(csv.DictReader(Path("x.csv").read_text().splitlines()))
     assert [row.pop("seed") for row in rows] == ["1", "1", "2", "2"]
     assert rows == [dict(zip(line[::2], line[1::2])) for line in words if line[0] == "step"]
-    picture = np.asarray(Image.open("x.png").convert("RGB"))
-    assert picture.shape[1] == 3 * 400 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
+    assert Image.open("x.png").convert("RGB").getcolors(20) is None  # more than 20 colors
 
 
 def test_agents_side_by_side_in_a_gif(run):
@@ -214,7 +210,6 @@ def test_recording_makes_what_the_folder_holds_and_the_same_bits_again(run):
 @pytest.mark.parametrize("program, words, sentence", [
     (exercise, "nosuch.py", "nosuch.py: no such script, expected dqn.py, ppo.py, pofd.py or sac.py"),
     (exercise, "--check ppo.py", "with --check a file like exercise_dqn.py"),
-    (trace, "dqn.py --no-such-flag", "unrecognized arguments: --no-such-flag"),
     (watch, "ppo.py", "expected --gif, --curves or --rows"),
     (watch, "ppo.py --load x.pt --rows x.csv", "with --load only --gif, --untrained and --demo"),
     (watch, "ppo.py --curves no/x.png", "x.png: there is no such folder"),

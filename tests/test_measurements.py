@@ -30,11 +30,6 @@ def test_a_run_is_solved_if_its_mean_reaches_the_goal():
     assert figures["dqn"] == "2 of 3 seeds, 30,000 (20,000 to 40,000) steps, 4.0 (3.0 to 9.0) CPU seconds"
 
 
-def test_a_peer_stands_below_our_script():
-    rows = [row("peers", "ppo/CartPole-v1", 1101, 400.0), row("tasks", "ppo/CartPole-v1", 1101, 500.0)]
-    assert [line["program"] for line in benchmark.figures(rows)["peers"]] == ["`ppo.py`", "Stable-Baselines3"]
-
-
 def test_a_run_that_is_not_finite_is_not_solved():
     line, = benchmark.figures([row("tasks", "sac/double", 1101, None, 0)])["tasks"]
     expected = {"solved": "0 of 1", "return": "-", "steps": "-", "failed": "1101 (nan)"}
@@ -112,10 +107,9 @@ def test_only_new_or_changed_runs_are_made(monkeypatch, tmp_path, capsys):
     assert sorted(row["seed"] for row in benchmark.read()) == [1, 2, 3]
 
 
-def test_comments_and_docstrings_do_not_change_a_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(benchmark, "TOP", tmp_path)
+def test_comments_and_docstrings_do_not_change_a_run(monkeypatch):
     hashes = []
     for text in '"""Words."""\nx = 1\n', '"""Other\nwords."""\nx = 1  # and more\n', '"""Words."""\nx = 2\n':
-        (tmp_path / "dqn.py").write_text(text)
+        monkeypatch.setattr(benchmark.Experiment, "code", lambda self, text=text: text)
         hashes.append(benchmark.TASKS["dqn/CartPole-v1"].fingerprint())
     assert hashes[0] == hashes[1] != hashes[2]

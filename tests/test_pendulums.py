@@ -67,8 +67,9 @@ def assert_moves_like(double, angles, actions, obs, reward, terminated, rounding
 
 @single_and_double
 def test_moves_like_the_recorded_episode_of_the_package(double):
+    rounding = 0 if sys.platform == "linux" else 1e-3  # another compiler may round differently
     with np.load(RECORDED) as file:
-        assert_moves_like(double, *(file[f"{double} {i}"] for i in range(5)), rounding=1e-3)
+        assert_moves_like(double, *(file[f"{double} {i}"] for i in range(5)), rounding)
 
 
 @single_and_double

@@ -20,7 +20,6 @@ def folder(tmp_path, monkeypatch):
     """An empty folder, but for what the README supposes there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
     (tmp_path / "mine.py").write_text(re.search("```python\n(import gymnasium.*?)```", README, re.DOTALL)[1])
     shutil.copy(TOP / "demos/InvertedPendulumPyBulletSparseEnv-v0.npz", "yours.npz")
 
