@@ -199,7 +199,7 @@ def figures(rows):
             texts[experiment.name] = line["solved"]
         if experiment == DEFAULTS["dqn"]:
             printed = [line for reports in runs.rows.dropna() for line in reports]
-            texts["rows"] = "\n".join(["\n```", *printed[:3], "...", *printed[-2:], "```\n"])
+            texts["rows"] = "\n".join(["\n```", *printed[:2], "...", *printed[-1:], "```\n"])
         if experiment in DEFAULTS.values():
             texts[experiment.script] = "{solved} seeds, {steps} steps, {CPU s} CPU seconds".format(**line)
     return {**texts, **lines, "peers": sorted(lines["peers"], key=lambda line: line["task"])}
