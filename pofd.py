@@ -27,7 +27,7 @@ class Config:
     seed: int = 1  # seeds weights, environments, actions and minibatches
     save: str = ""  # file for weights and settings, written at each evaluation
     total_timesteps: int = 163_840  # environment steps, unless solved before
-    eval_frequency: int = 8_192  # environment steps between evaluations
+    eval_frequency: int = 16_384  # environment steps between evaluations
     num_envs: int = 16  # N, environments side by side
     max_episode_steps: int = 200  # training episodes are cut here, so that fresh starts keep coming
     num_steps: int = 64  # T, steps of each environment per rollout
