@@ -34,7 +34,6 @@ class Config:
     hidden_size: int = 64  # units in each of the two hidden layers
     learning_rate: float = 3e-3  # step size of Adam, for actor, critics and temperature
     gamma: float = 0.995  # discount factor
-    reward_scale: float = 0.015  # rewards are multiplied by this before learning
     batch_size: int = 256  # transitions per gradient step
     tau: float = 0.05  # how far the target critics move per gradient step; 1 copies the critics
 
@@ -138,7 +137,7 @@ def main(config=Config(), report=print):
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs, max_episode_steps=config.max_episode_steps)
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.NEXT_STEP, "expected NEXT_STEP resets"
-    agent = Actor(obs_space, action_space, config.hidden_size, 0.2 * config.reward_scale)
+    agent = Actor(obs_space, action_space, config.hidden_size, alpha=0.2)
     critics = Critics(obs_space.shape[0] + action_space.shape[0], config.hidden_size)
     target_critics = copy.deepcopy(critics)
     weights = [*agent.parameters(), *critics.parameters()]
@@ -152,7 +151,7 @@ def main(config=Config(), report=print):
         next_obs, reward, terminated, truncated, _ = envs.step(agent.execute(action))
 
         # Store. The step after the end of an episode only resets it, so it is left out.
-        buffer.add(*(x[~done] for x in (obs, action, config.reward_scale * reward, next_obs, terminated)))
+        buffer.add(*(x[~done] for x in (obs, action, reward, next_obs, terminated)))
         obs, done = next_obs, terminated | truncated
 
         # Learn, then let the target critics follow.

@@ -98,7 +98,7 @@ def test_temperature_falls_while_entropy_is_above_its_target(entropy, falls):
 
 
 def test_each_network_steps_down_the_gradient_of_its_own_loss(monkeypatch):
-    """Also the temperature. It starts at 0.2 reward_scale, and its target is minus the number of actions."""
+    """Also the temperature. It starts at 0.2, and its target is minus the number of actions."""
     expected, compared, targets, actors, alphas = {}, [], set(), [], []
 
     def see(parameters, loss):
@@ -106,7 +106,7 @@ def test_each_network_steps_down_the_gradient_of_its_own_loss(monkeypatch):
         expected.update(zip(map(id, layers), torch.autograd.grad(loss, layers, retain_graph=True)))
 
     spy(monkeypatch, sac.Actor, "__init__", lambda _, actor, *args: (
-        actors.append(actor), alphas.append(args[-1])))
+        actors.append(actor), alphas.append(actor.log_alpha.exp().item())))
     spy(monkeypatch, sac, "actor_loss", lambda loss, *_: see(actors[0].parameters(), loss))
     spy(monkeypatch, sac, "critic_loss", lambda loss, critics, *_: see(critics.parameters(), loss))
     spy(monkeypatch, sac, "temperature_loss", lambda loss, log_alpha, _, target: (
@@ -114,17 +114,17 @@ def test_each_network_steps_down_the_gradient_of_its_own_loss(monkeypatch):
     spy(monkeypatch, torch.optim.Adam, "step", lambda _, optimizer, *__: compared.extend(
         torch.allclose(p.grad, expected[id(p)], rtol=1e-3, atol=1e-6)
         for group in optimizer.param_groups for p in group["params"]))
-    train("sac", env_id="probes:TwoBox-v0", reward_scale=0.5, total_timesteps=80)
-    assert len(compared) > 300 and all(compared) and targets == {-2.0} and alphas == [0.1]
+    train("sac", env_id="probes:TwoBox-v0", total_timesteps=80)
+    assert len(compared) > 300 and all(compared) and targets == {-2.0} and alphas == pytest.approx([0.2])
 
 
-LEARN = dict(total_timesteps=1_200, learning_rate=1e-2, batch_size=64, hidden_size=32, reward_scale=0.5)
+LEARN = dict(total_timesteps=1_200, learning_rate=1e-2, batch_size=64, hidden_size=32)
 
 
 def learned_values(monkeypatch, name, steps, **settings):
     """Q (steps,), the mean of both critics, on a probe at the action 0. Entropy hardly counts."""
     critics, build = [], sac.Actor.__init__
-    monkeypatch.setattr(sac.Actor, "__init__", lambda self, *args: build(self, *args[:-1], 1e-5))
+    monkeypatch.setattr(sac.Actor, "__init__", lambda self, *args, alpha: build(self, *args, alpha=1e-5))
     spy(monkeypatch, sac, "critic_loss", lambda _, *networks: critics.append(networks[0]))
     train("sac", name, **LEARN, **settings)
     obs = torch.tensor([[step, 1.0] for step in range(steps)])
@@ -132,14 +132,14 @@ def learned_values(monkeypatch, name, steps, **settings):
 
 
 def test_values_of_rewards_now_and_two_steps_ahead(monkeypatch):
-    assert learned_values(monkeypatch, "Constant", 1) == pytest.approx([0.5], abs=0.05)
-    assert learned_values(monkeypatch, "Ahead", 3, gamma=0.5) == pytest.approx([0.125, 0.25, 0.5], abs=0.05)
+    assert learned_values(monkeypatch, "Constant", 1) == pytest.approx([1.0], abs=0.1)
+    assert learned_values(monkeypatch, "Ahead", 3, gamma=0.5) == pytest.approx([0.25, 0.5, 1.0], abs=0.1)
 
 
 def test_values_at_a_termination_and_at_a_truncation(monkeypatch):
     values = learned_values(monkeypatch, "Terminated", 4, gamma=0.5)
-    assert values == pytest.approx([15 / 16, 7 / 8, 3 / 4, 1 / 2], abs=0.1)
-    assert learned_values(monkeypatch, "Truncated", 4, gamma=0.5).min() > 0.65  # it bootstraps
+    assert values == pytest.approx([1.875, 1.75, 1.5, 1.0], abs=0.2)
+    assert learned_values(monkeypatch, "Truncated", 4, gamma=0.5).min() > 1.3  # it bootstraps
 
 
 def test_best_action_is_found_also_where_the_bounds_are_far_from_zero(monkeypatch):
