@@ -130,7 +130,7 @@ def run(job):
     config = module.Config(**experiment.settings, seed=seed)
     with suppress(FloatingPointError):  # a broken script may diverge, and have no agent
         if experiment.peer:
-            agent = train_peer(module, config, experiment.peer, reports.append)
+            agent = train_peer(module, config, {**experiment.peer}, reports.append)
         else:
             agent = module.main(config, reports.append)
     curve = re.findall(r"step\W+(\d+).*?return\W*?(-?[\d.]+)", "\n".join(map(str, reports)))
