@@ -219,8 +219,8 @@ def draw(rows):
     """The greedy return against steps: a line for each seed, up to where training ended itself."""
     from matplotlib import pyplot as plt
     figure = plt.figure(figsize=(9, 8), layout="constrained")
-    for number, (task, runs) in enumerate(found(TASKS.values(), rows), 1):
-        axis = figure.add_subplot(4, 3, number)
+    for number, (task, runs) in enumerate(panels := found(TASKS.values(), rows), 1):
+        axis = figure.add_subplot(-(-len(panels) // 3), 3, number)
         for curve, *end in zip(runs.curve, runs.steps, runs["return"]):
             style = ".-C0" if end[1] >= task.goal else ".-C3"
             axis.plot(*zip(*curve, end), style, linewidth=0.7, markevery=[-1])
