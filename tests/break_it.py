@@ -86,9 +86,6 @@ DEPARTURES = [
     Change("sac", "environments side by side", "As in dqn.py.",
            ((LEARN, f"        if step % 4:\n            continue\n{LEARN}"),), dict(num_envs=1)),
     Change("sac", "ending when solved", "Training stops while the policy is good.", END),
-    Change("sac", "LayerNorm", "As in dqn.py.",
-           ((TARGETS, "    for net in critics:\n        for place in (1, 4):  # before each ReLU\n"
-             f"            net.insert(place, nn.LayerNorm(config.hidden_size))\n{TARGETS}"),), kept=False),
     Change("sac", "averaged actor", "The average of many actors does not follow the errors of one critic.",
            ((TARGETS, f"{TARGETS}    average = copy.deepcopy(agent)\n"),
             ("zip(target_critics.parameters(), critics.parameters())",
