@@ -134,7 +134,7 @@ def main(config=Config(), report=print):
         for target, source in zip(target_network.parameters(), agent.parameters()):
             target.data.lerp_(source.data, config.tau)
 
-        # Evaluate now and then, and stop when solved.
+        # Evaluate now and then. What seems solved has to be so in 100 other episodes as well.
         if step % config.eval_frequency < config.num_envs or step >= config.total_timesteps:
             returns = evaluate(agent, config.env_id, 100, config.seed + step)
             report(f"step {step:6}  return {returns.mean():6.1f}  td_loss {loss:.4f}  epsilon {epsilon:.2f}")
@@ -143,10 +143,11 @@ def main(config=Config(), report=print):
                 os.replace(f"{config.save}.tmp", config.save)
             threshold = envs.spec.reward_threshold
             if threshold is not None and returns.mean() - returns.std() >= threshold:
-                break
+                returns = evaluate(agent, config.env_id, 100, config.seed + step + 1_000)
+                if returns.mean() - returns.std() >= threshold:
+                    break
 
     envs.close()
-    returns = evaluate(agent, config.env_id, 100, config.seed + step + 1_000)
     print(f"dqn.py {config.env_id} seed {config.seed}: return {returns.mean():.1f} +- {returns.std():.1f} "
           f"(min {returns.min():g}) over {len(returns)} episodes, {step:,} steps")
     return agent

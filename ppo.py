@@ -77,9 +77,8 @@ def gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
     """Advantages sum_k (gamma lambda)^k delta_{t+k} (Schulman et al. 2016, eq. 16), everything (T, N), where
     delta = r + gamma (1 - terminated) V(s') - V(s). Truncation ends the sum, but not the bootstrap."""
     advantage = reward + gamma * (1 - terminated.to(reward)) * next_value - value
-    decay = gamma * gae_lambda * (1 - done.to(reward))
     for t in reversed(range(len(reward) - 1)):
-        advantage[t] += decay[t] * advantage[t + 1]
+        advantage[t] += gamma * gae_lambda * (1 - done[t].to(reward)) * advantage[t + 1]
     return advantage
 
 
@@ -149,7 +148,7 @@ def main(config=Config(), report=print):
                 loss.backward()
                 optimizer.step()
 
-        # Evaluate now and then, and stop when solved.
+        # Evaluate now and then. What seems solved has to be so in 100 other episodes as well.
         if step % config.eval_frequency < rollout_size or step >= config.total_timesteps:
             returns = evaluate(agent, config.env_id, 100, config.seed + step)
             report(f"step {step:6}  return {returns.mean():6.1f}  value_loss {value_loss:.3f}  "
@@ -159,10 +158,11 @@ def main(config=Config(), report=print):
                 os.replace(f"{config.save}.tmp", config.save)
             threshold = envs.spec.reward_threshold
             if threshold is not None and returns.mean() - returns.std() >= threshold:
-                break
+                returns = evaluate(agent, config.env_id, 100, config.seed + step + 1_000)
+                if returns.mean() - returns.std() >= threshold:
+                    break
 
     envs.close()
-    returns = evaluate(agent, config.env_id, 100, config.seed + step + 1_000)
     print(f"ppo.py {config.env_id} seed {config.seed}: return {returns.mean():.1f} +- {returns.std():.1f} "
           f"(min {returns.min():g}) over {len(returns)} episodes, {step:,} steps")
     return agent
