@@ -180,7 +180,7 @@ def main(config=Config(), report=print):
                 (loss + d_loss).backward()  # no weight is in both
                 optimizer.step()
 
-        # Evaluate now and then. What seems solved has to be so in 100 other episodes as well.
+        # Evaluate now and then, and stop when solved, in these episodes and in 100 others.
         if step % config.eval_frequency < rollout_size or step >= config.total_timesteps:
             returns = evaluate(agent, config.env_id, 40, config.seed + step)
             report(f"step {step:6}  return {returns.mean():6.1f}  value_loss {value_loss:.3f}  "

@@ -169,7 +169,7 @@ def main(config=Config(), report=print):
         for target, source in zip(target_critics.parameters(), critics.parameters()):
             target.data.lerp_(source.data, config.tau)
 
-        # Evaluate now and then. What seems solved has to be so in 100 other episodes as well.
+        # Evaluate now and then, and stop when solved, in these episodes and in 100 others.
         if step % config.eval_frequency < config.num_envs or step >= config.total_timesteps:
             returns = evaluate(agent, config.env_id, 40, config.seed + step)
             report(f"step {step:6}  return {returns.mean():6.1f}  critic_loss {loss:.2e}  alpha {alpha:.2e}")
