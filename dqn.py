@@ -1,16 +1,11 @@
-"""DQN (Mnih et al. 2015, doi:10.1038/nature14236): learn Q(s, a) from replayed steps, then act greedily.
+"""DQN (Mnih et al. 2015, doi:10.1038/nature14236): learn Q(s, a) from replayed steps.
 
-`python dqn.py` solves CartPole-v1 in seconds. It prints a row per evaluation until it is solved.
-env.step -> ReplayBuffer.add -> ReplayBuffer.sample -> td_loss -> Adam -> target network
-"""
-# /// script
-# requires-python = ">=3.10"
-# dependencies = ["torch==2.13.0", "gymnasium==1.4.0",
-#                 "numpy==2.2.6; python_version < '3.14'", "numpy==2.4.6; python_version >= '3.14'"]
-# ///
+`python dqn.py` solves CartPole-v1 in seconds. It prints a row for each greedy evaluation.
+env.step -> ReplayBuffer.extend -> ReplayBuffer.sample -> td_loss -> Adam -> target network"""
+# SPDX-License-Identifier: MIT-0
 import argparse
 import copy
-import os
+import itertools
 from collections import namedtuple
 from dataclasses import dataclass, fields
 
@@ -19,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-Batch = namedtuple("Batch", "obs action reward next_obs terminated")  # transitions, each array (B, ...)
+Batch = namedtuple("Batch", "obs action reward next_obs terminated")  # transitions, each (B, ...)
 
 
 @dataclass(frozen=True)
@@ -30,47 +25,43 @@ class Config:
     save: str = ""  # file for weights and settings, written at each evaluation
     total_timesteps: int = 160_000  # environment steps, unless solved before
     eval_frequency: int = 3_200  # environment steps between evaluations
-    num_envs: int = 16  # environments side by side
+    eval_episodes: int = 20  # greedy episodes per evaluation
+    num_envs: int = 16  # environments side by side; each steps once per gradient step
     hidden_size: int = 64  # units in each of the two hidden layers
     learning_rate: float = 2e-3  # step size of Adam
     gamma: float = 0.99  # discount factor
+    reward_scale: float = 1.0  # rewards are multiplied by this before learning
     buffer_size: int = 20_000  # transitions kept for replay
     batch_size: int = 128  # transitions per gradient step
-    tau: float = 0.1  # how far the target network moves per gradient step; 1 copies the Q-network
+    tau: float = 0.1  # how far the target network moves per update; 1 copies the Q-network
     end_e: float = 0.05  # epsilon, the probability of a random action, falls from 1 to this
     exploration_fraction: float = 0.1  # fraction of total_timesteps over which epsilon falls
 
 
 class QNetwork(nn.Sequential):
     """Q(s, .) for all actions: obs (B, obs_dim) to (B, num_actions)."""
-    def __init__(self, obs_dim, num_actions, hidden):
-        super().__init__(nn.Linear(obs_dim, hidden), nn.LayerNorm(hidden), nn.ReLU(),
-                         nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.ReLU(),
-                         nn.Linear(hidden, num_actions))
+    def __init__(self, obs_space, action_space, hidden_size):
+        super().__init__()
+        flat = isinstance(obs_space, gym.spaces.Box) and len(obs_space.shape) == 1
+        discrete = isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0
+        assert flat and discrete, f"{obs_space}, {action_space}: expected flat Box, Discrete from 0"
+        self.extend([  # LayerNorm lets Adam take large steps
+            nn.Linear(obs_space.shape[0], hidden_size), nn.LayerNorm(hidden_size), nn.ReLU(),
+            nn.Linear(hidden_size, hidden_size), nn.LayerNorm(hidden_size), nn.ReLU(),
+            nn.Linear(hidden_size, int(action_space.n))])
 
+    @torch.no_grad()
     def act(self, obs):
         """Greedy actions (B,) for NumPy observations (B, obs_dim)."""
         return self(torch.as_tensor(obs, dtype=torch.float32)).argmax(-1).numpy()
 
 
-class ReplayBuffer:
-    """The latest `size` transitions."""
-    def __init__(self, size, obs_shape, action_shape):
-        self.size, self.added = size, 0
-        shapes = Batch(obs_shape, action_shape, (), obs_shape, ())
-        self.data = Batch(*(torch.zeros(size, *shape) for shape in shapes))
-
-    def add(self, *transitions):
-        """Store N transitions, the arrays (N, ...) of a Batch, over the oldest ones once it is full."""
-        index = (self.added + np.arange(len(transitions[0]))) % self.size
-        for stored, new in zip(self.data, transitions):
-            stored[index] = torch.as_tensor(new, dtype=torch.float32)
-        self.added += len(index)
-
+class ReplayBuffer(list):
+    """Transitions, each a tuple in the order of Batch."""
     def sample(self, batch_size):
         """Draw a Batch of tensors (B, ...), uniformly and with replacement."""
-        index = torch.randint(min(self.added, self.size), (batch_size,))
-        return Batch(*(stored[index] for stored in self.data))
+        rows = [self[i] for i in np.random.randint(len(self), size=batch_size)]
+        return Batch(*(torch.tensor(np.array(column, np.float32)) for column in zip(*rows)))
 
 
 def td_loss(q_network, target_network, batch, gamma):
@@ -78,83 +69,88 @@ def td_loss(q_network, target_network, batch, gamma):
     No gradient reaches the target. Truncation does not cut the bootstrap."""
     with torch.no_grad():
         next_value = target_network(batch.next_obs).amax(1)  # (B,)
-        target = batch.reward + gamma * (1 - batch.terminated.float()) * next_value
+        target = batch.reward + gamma * (1 - batch.terminated) * next_value
     q_value = q_network(batch.obs).gather(1, batch.action.long().unsqueeze(1)).squeeze(1)  # (B,)
     return nn.functional.smooth_l1_loss(q_value, target)
 
 
 def evaluate(agent, env_id, episodes, seed):
-    """Undiscounted returns (episodes,) of the greedy policy. Warns if it cuts an episode, at 10,000 steps."""
+    """Undiscounted returns (episodes,) of the greedy policy, each episode cut at 10,000 steps."""
     envs = gym.make_vec(env_id, num_envs=episodes)
     obs, _ = envs.reset(seed=seed)
-    returns, running, steps = np.zeros(episodes), np.ones(episodes, bool), 0
-    while running.any() and steps < 10_000:
+    running, rewards = np.ones(episodes, bool), []
+    while running.any() and len(rewards) < 10_000:
         obs, reward, terminated, truncated, _ = envs.step(agent.act(obs))
-        returns, running, steps = returns + reward * running, running & ~(terminated | truncated), steps + 1
+        rewards.append(np.where(running, reward, 0))
+        running &= ~np.logical_or(terminated, truncated)
     envs.close()
-    if running.any():
-        gym.logger.warn(f"{env_id}: {running.sum()} of {episodes} episodes were cut at 10,000 steps")
-    return returns
+    return np.sum(rewards, axis=0)
 
 
-def main(config=Config(), report=print):
-    """Train an agent and return it; `report` gets a line per evaluation. Sets torch's seed and threads."""
+def show(row):
+    """Print a row, at once even into a file."""
+    print(*(f"{name} {value:<9.6g}" for name, value in row.items()), flush=True)
+
+
+def main(config=Config(), report=show):
+    """Train an agent and return it. `report` gets a dict for each evaluation."""
+    np.random.seed(config.seed)  # for exploration, replay, and environments that draw from it
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)  # networks this small are faster on one core
-    rng = np.random.default_rng(config.seed)
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
-    obs_space, action_space = envs.single_observation_space, envs.single_action_space
-    assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.NEXT_STEP, "expected NEXT_STEP resets"
-    assert len(obs_space.shape or ()) == 1, f"{obs_space}: expected flat observations"
-    assert action_space.shape == () and action_space.start == 0, f"{action_space}: expected Discrete from 0"
-    agent = QNetwork(obs_space.shape[0], int(action_space.n), config.hidden_size)
+    assert envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP, "NEXT_STEP"
+    agent = QNetwork(envs.single_observation_space, envs.single_action_space, config.hidden_size)
     target_network = copy.deepcopy(agent)
     optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, fused=True)
-    buffer = ReplayBuffer(config.buffer_size, obs_space.shape, action_space.shape)
+    buffer = ReplayBuffer()
+    threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
     obs, done = envs.reset(seed=config.seed)[0], np.zeros(config.num_envs, bool)
+    loss = torch.tensor(torch.nan)  # before the first step
 
-    for step in range(config.num_envs, config.total_timesteps + config.num_envs, config.num_envs):
+    for step in itertools.count(0, config.num_envs):
+        fall = step / max(1, config.exploration_fraction * config.total_timesteps)
+        epsilon = max(config.end_e, 1 - fall)
+
+        # Evaluate now and then, and stop when 95% of the episodes reach the threshold.
+        if step % config.eval_frequency < config.num_envs or step >= config.total_timesteps:
+            returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + step)
+            report({"step": step, "return": returns.mean().item(),
+                    "td_loss": loss.item(), "epsilon": epsilon})
+            if config.save:
+                torch.save({"config": vars(config), "weights": agent.state_dict()}, config.save)
+            if np.mean(returns >= threshold) >= 0.95:  # and of 100 other episodes?
+                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)
+            solved = np.mean(returns >= threshold) >= 0.95
+            if solved or step >= config.total_timesteps:
+                envs.close()
+                verdict = "solved" if solved else "not solved" if threshold < np.inf else "ended"
+                print(f"{verdict} after {step:,} steps: return {returns.mean():.4g} "
+                      f"+- {returns.std():.2g} in {len(returns)} episodes", flush=True)
+                return agent
+
         # Act: at random with probability epsilon, else greedily.
-        epsilon = max(config.end_e, 1 - step / (config.exploration_fraction * config.total_timesteps))
-        random_action = rng.integers(action_space.n, size=config.num_envs)
-        action = np.where(rng.random(config.num_envs) < epsilon, random_action, agent.act(obs))
+        random_action = np.random.randint(envs.single_action_space.n, size=config.num_envs)
+        action = np.where(np.random.rand(config.num_envs) < epsilon, random_action, agent.act(obs))
         next_obs, reward, terminated, truncated, _ = envs.step(action)
 
         # Store. The step after the end of an episode only resets it, so it is left out.
-        buffer.add(*(x[~done] for x in (obs, action, reward, next_obs, terminated)))
-        obs, done = next_obs, terminated | truncated
+        transitions = obs, action, config.reward_scale * reward, next_obs, terminated
+        buffer.extend(zip(*(array[~done] for array in transitions)))
+        del buffer[:-config.buffer_size]  # the oldest
+        obs, done = np.array(next_obs), np.logical_or(terminated, truncated)  # both are copies
 
         # Learn, then let the target network follow.
         loss = td_loss(agent, target_network, buffer.sample(config.batch_size), config.gamma)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {step}")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         for target, source in zip(target_network.parameters(), agent.parameters()):
             target.data.lerp_(source.data, config.tau)
 
-        # Evaluate now and then, and stop when solved, in these episodes and in 100 others.
-        if step % config.eval_frequency < config.num_envs or step >= config.total_timesteps:
-            returns = evaluate(agent, config.env_id, 100, config.seed + step)
-            report(f"step {step:6}  return {returns.mean():6.1f}  td_loss {loss:.4f}  epsilon {epsilon:.2f}")
-            if config.save:
-                torch.save({"config": vars(config), "weights": agent.state_dict()}, f"{config.save}.tmp")
-                os.replace(f"{config.save}.tmp", config.save)
-            threshold = envs.spec.reward_threshold
-            if threshold is not None and returns.mean() - returns.std() >= threshold:
-                returns = evaluate(agent, config.env_id, 100, config.seed + step + 1_000)
-                if returns.mean() - returns.std() >= threshold:
-                    break
-
-    envs.close()
-    print(f"dqn.py {config.env_id} seed {config.seed}: return {returns.mean():.1f} +- {returns.std():.1f} "
-          f"(min {returns.min():g}) over {len(returns)} episodes, {step:,} steps")
-    return agent
-
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="DQN. Every setting of Config is a flag.")
     for field in fields(Config):
-        parser.add_argument("--" + field.name.replace("_", "-"), type=field.type, default=field.default)
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, type=field.type, default=field.default, help="(%(default)s)")
     main(Config(**vars(parser.parse_args())))

@@ -1,20 +1,16 @@
-"""PPO (Schulman et al. 2017, arXiv:1707.06347): policy gradients that stay close to the policy that acted.
+"""PPO (Schulman et al. 2017, arXiv:1707.06347): policy gradients in small, clipped steps.
 
-`python ppo.py` solves CartPole-v1 in seconds. It prints a row per evaluation until it is solved.
-env.step -> make_batch -> gae -> clipped_surrogate + value loss - entropy -> Adam
-"""
-# /// script
-# requires-python = ">=3.10"
-# dependencies = ["torch==2.13.0", "gymnasium==1.4.0",
-#                 "numpy==2.2.6; python_version < '3.14'", "numpy==2.4.6; python_version >= '3.14'"]
-# ///
+`python ppo.py` solves CartPole-v1 in seconds. It prints a row for each greedy evaluation.
+env.step -> make_batch -> gae -> clipped_surrogate + value loss - entropy -> Adam"""
+# SPDX-License-Identifier: MIT-0
 import argparse
-import os
+import itertools
 from dataclasses import dataclass, fields
 
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.spaces import Box, Discrete
 from torch import nn
 from torch.distributions import Categorical, Independent, Normal
 
@@ -22,154 +18,175 @@ from torch.distributions import Categorical, Independent, Normal
 @dataclass(frozen=True)
 class Config:
     """Every setting. Each is also a flag: `python ppo.py --gamma 0.9`."""
-    env_id: str = "CartPole-v1"  # Gymnasium id, or module:id; flat observations, Discrete or Box actions
+    env_id: str = "CartPole-v1"  # Gymnasium id, or module:id; Discrete or bounded Box actions
     seed: int = 1  # seeds weights, environments, actions and minibatches
     save: str = ""  # file for weights and settings, written at each evaluation
     total_timesteps: int = 65_536  # environment steps, unless solved before
     eval_frequency: int = 4_096  # environment steps between evaluations
-    num_envs: int = 32  # N, environments side by side
-    num_steps: int = 32  # T, steps of each environment per rollout
+    eval_episodes: int = 20  # greedy episodes per evaluation
+    num_envs: int = 16  # N, environments side by side
+    num_steps: int = 64  # T, steps of each environment per rollout
     hidden_size: int = 64  # units in each of the two hidden layers
-    learning_rate: float = 3e-3  # step size of Adam
-    gamma: float = 0.98  # discount factor
+    learning_rate: float = 1e-3  # step size of Adam
+    gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # 0 gives one-step advantages, 1 gives whole returns
+    reward_scale: float = 1.0  # rewards are multiplied by this before learning
     update_epochs: int = 10  # passes over each rollout
-    num_minibatches: int = 2  # gradient steps per pass
+    num_minibatches: int = 8  # gradient steps per pass
     clip_coef: float = 0.2  # a probability ratio further than this from 1 gains nothing
     ent_coef: float = 0.0  # weight of the entropy bonus
+    max_grad_norm: float = 0.5  # longer gradients, of actor or critic, are shortened to this
 
 
 class ActorCritic(nn.Module):
     """The policy pi(a|s), Categorical or Gaussian, and the value V(s)."""
-    def __init__(self, obs_space, action_space, hidden):
+    def __init__(self, obs_space, action_space, hidden_size):
         super().__init__()
-        self.action_space, self.discrete = action_space, isinstance(action_space, gym.spaces.Discrete)
-        assert len(obs_space.shape or ()) == 1, f"{obs_space}: expected flat observations"
-        assert self.discrete or isinstance(action_space, gym.spaces.Box) and action_space.is_bounded(), (
-            f"{action_space}: expected Discrete or a Box with bounds")
-        outputs = int(action_space.n) if self.discrete else action_space.shape[0]
-        self.actor, self.critic = (  # the actor's outputs are logits, or the mean of the Gaussian
-            nn.Sequential(nn.Linear(obs_space.shape[0], hidden), nn.Tanh(), nn.Linear(hidden, hidden),
-                          nn.Tanh(), nn.Linear(hidden, size)) for size in (outputs, 1))
-        self.log_std = nn.Parameter(torch.zeros(outputs))  # of the Gaussian, the same in all states
+        self.action_space, self.discrete = action_space, isinstance(action_space, Discrete)
+        assert isinstance(obs_space, Box) and len(obs_space.shape) == 1, f"not flat: {obs_space}"
+        flat = self.discrete or (isinstance(action_space, Box) and len(action_space.shape) == 1)
+        assert flat, f"not Discrete or flat: {action_space}"
+        assert self.discrete or action_space.is_bounded(), f"not bounded: {action_space}"
+        inputs, outputs = obs_space.shape[0], gym.spaces.flatdim(action_space)
+        self.actor = nn.Sequential(  # to logits, or to the mean of the Gaussian
+            nn.Linear(inputs, hidden_size), nn.Tanh(),
+            nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, outputs))
+        self.critic = nn.Sequential(
+            nn.Linear(inputs, hidden_size), nn.Tanh(),
+            nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1))
+        for layer in [*self.actor[::2], *self.critic[::2]]:
+            nn.init.orthogonal_(layer.weight, 2**0.5)
+        nn.init.orthogonal_(self.actor[-1].weight, 0.01)  # all states alike at first
+        self.log_std = nn.Parameter(torch.zeros(outputs))  # of the Gaussian, alike in all states
 
-    def forward(self, obs):
-        """The distribution pi(.|s) and the value V(s) (...,) for observations (..., obs_dim)."""
-        obs = torch.as_tensor(obs, dtype=torch.float32)
-        output, value = self.actor(obs), self.critic(obs).squeeze(-1)
+    def policy(self, obs):
+        """The distribution pi(.|s) for observations (..., obs_dim)."""
         if self.discrete:
-            return Categorical(logits=output), value
-        return Independent(Normal(output, self.log_std.exp()), 1), value
+            return Categorical(logits=self.actor(obs))
+        return Independent(Normal(self.actor(obs), self.log_std.exp()), 1)
 
-    def execute(self, action):
-        """What env.step takes for the policy's action. In a Box [-1, 1] is scaled to the bounds."""
+    def to_env(self, action):
+        """NumPy actions for env.step: in a Box, [-1, 1] is scaled to the bounds, in float64."""
         if self.discrete:
             return action + self.action_space.start
-        low, high = self.action_space.low, self.action_space.high
-        return np.clip((low + high + (high - low) * action) / 2, low, high).astype(low.dtype)
+        low, high = self.action_space.low.astype(float), self.action_space.high.astype(float)
+        action = np.clip(low / 2 + high / 2 + (high / 2 - low / 2) * action, low, high)
+        return action.astype(self.action_space.dtype)
 
+    @torch.no_grad()
     def act(self, obs):
         """Greedy actions (B,) or (B, act_dim) for NumPy observations (B, obs_dim)."""
-        return self.execute(self(obs)[0].mode.detach().numpy())
+        return self.to_env(self.policy(torch.as_tensor(obs, dtype=torch.float32)).mode.numpy())
 
 
 def gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
-    """Advantages sum_k (gamma lambda)^k delta_{t+k} (Schulman et al. 2016, eq. 16), everything (T, N), where
-    delta = r + gamma (1 - terminated) V(s') - V(s). Truncation ends the sum, but not the bootstrap."""
-    advantage = reward + gamma * (1 - terminated.to(reward)) * next_value - value
+    """Advantages sum_k (gamma lambda)^k delta_{t+k}, all (T, N) (Schulman et al. 2016, eq. 16)."""
+    advantage = reward + gamma * (1 - terminated) * next_value - value  # delta
     for t in reversed(range(len(reward) - 1)):
-        advantage[t] += gamma * gae_lambda * (1 - done[t].to(reward)) * advantage[t + 1]
+        advantage[t] += gamma * gae_lambda * (1 - done[t]) * advantage[t + 1]
     return advantage
 
 
 @torch.no_grad()
 def make_batch(rollout, agent, config):
-    """From T tuples of arrays (N, ...): obs, action, log_prob, advantage, value target, tensors (B, ...)."""
+    """Turn T tuples of arrays (N, ...) into obs, action, log_prob, advantage, target (B, ...)."""
     arrays = (torch.as_tensor(np.array(array, np.float32)) for array in zip(*rollout))
     obs, action, reward, next_obs, terminated, done, reset = arrays  # each (T, N, ...)
-    (policy, value), (_, next_value) = agent(obs), agent(next_obs)
+    log_prob = agent.policy(obs).log_prob(action)  # by the policy that acted
+    value, next_value = agent.critic(obs).squeeze(-1), agent.critic(next_obs).squeeze(-1)
     advantage = gae(reward, value, next_value, terminated, done, config.gamma, config.gae_lambda)
-    return [x[reset == 0] for x in (obs, action, policy.log_prob(action), advantage, advantage + value)]
+    return [x[reset == 0] for x in (obs, action, log_prob, advantage, advantage + value)]
 
 
 def clipped_surrogate(log_prob, old_log_prob, advantage, clip_coef):
-    """-E[min(ratio A, clip(ratio, 1 - c, 1 + c) A)] with ratio = pi / pi_old (PPO, eq. 7): (B,) to scalar."""
+    """-E[min(ratio A, clip(ratio, 1 - c, 1 + c) A)] with ratio = pi / pi_old (eq. 7), a scalar."""
     ratio = (log_prob - old_log_prob).exp()
-    return -torch.min(ratio * advantage, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantage).mean()
+    clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    return -torch.min(ratio * advantage, clipped_ratio * advantage).mean()
 
 
 def evaluate(agent, env_id, episodes, seed):
-    """Undiscounted returns (episodes,) of the greedy policy. Warns if it cuts an episode, at 10,000 steps."""
+    """Undiscounted returns (episodes,) of the greedy policy, each episode cut at 10,000 steps."""
     envs = gym.make_vec(env_id, num_envs=episodes)
     obs, _ = envs.reset(seed=seed)
-    returns, running, steps = np.zeros(episodes), np.ones(episodes, bool), 0
-    while running.any() and steps < 10_000:
+    running, rewards = np.ones(episodes, bool), []
+    while running.any() and len(rewards) < 10_000:
         obs, reward, terminated, truncated, _ = envs.step(agent.act(obs))
-        returns, running, steps = returns + reward * running, running & ~(terminated | truncated), steps + 1
+        rewards.append(np.where(running, reward, 0))
+        running &= ~np.logical_or(terminated, truncated)
     envs.close()
-    if running.any():
-        gym.logger.warn(f"{env_id}: {running.sum()} of {episodes} episodes were cut at 10,000 steps")
-    return returns
+    return np.sum(rewards, axis=0)
 
 
-def main(config=Config(), report=print):
-    """Train an agent and return it; `report` gets a line per evaluation. Sets torch's seed and threads."""
+def show(row):
+    """Print a row, at once even into a file."""
+    print(*(f"{name} {value:<9.6g}" for name, value in row.items()), flush=True)
+
+
+def main(config=Config(), report=show):
+    """Train an agent and return it. `report` gets a dict for each evaluation."""
+    np.random.seed(config.seed)  # for environments that draw from it
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)  # networks this small are faster on one core
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
-    assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.NEXT_STEP, "expected NEXT_STEP resets"
-    agent = ActorCritic(envs.single_observation_space, envs.single_action_space, config.hidden_size)
+    assert envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP, "NEXT_STEP"
+    obs_space, action_space = envs.single_observation_space, envs.single_action_space
+    agent = ActorCritic(obs_space, action_space, config.hidden_size)
     optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, fused=True)
-    obs, _ = envs.reset(seed=config.seed)
-    done, rollout_size = np.zeros(config.num_envs, bool), config.num_envs * config.num_steps
+    threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
+    obs, done = envs.reset(seed=config.seed)[0], np.zeros(config.num_envs, bool)
+    value_loss = entropy = torch.tensor(torch.nan)  # before the first step
+    rollout_size = config.num_envs * config.num_steps
 
-    for step in range(rollout_size, config.total_timesteps + rollout_size, rollout_size):
-        # Act and store. The step after the end of an episode only resets it; make_batch leaves it out.
+    for step in itertools.count(0, rollout_size):
+        # Evaluate now and then, and stop when 95% of the episodes reach the threshold.
+        if step % config.eval_frequency < rollout_size or step >= config.total_timesteps:
+            returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + step)
+            report({"step": step, "return": returns.mean().item(),
+                    "value_loss": value_loss.item(), "entropy": entropy.item()})
+            if config.save:
+                torch.save({"config": vars(config), "weights": agent.state_dict()}, config.save)
+            if np.mean(returns >= threshold) >= 0.95:  # and of 100 other episodes?
+                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)
+            solved = np.mean(returns >= threshold) >= 0.95
+            if solved or step >= config.total_timesteps:
+                envs.close()
+                verdict = "solved" if solved else "not solved" if threshold < np.inf else "ended"
+                print(f"{verdict} after {step:,} steps: return {returns.mean():.4g} "
+                      f"+- {returns.std():.2g} in {len(returns)} episodes", flush=True)
+                return agent
+
+        # Act and store. The step after the end of an episode only resets it; see make_batch.
         rollout = []
         for _ in range(config.num_steps):
-            action = agent(obs)[0].sample().numpy()
-            next_obs, reward, terminated, truncated, _ = envs.step(agent.execute(action))
-            rollout.append((obs, action, reward, next_obs, terminated, terminated | truncated, done))
-            obs, done = next_obs, terminated | truncated
+            action = agent.policy(torch.as_tensor(obs, dtype=torch.float32)).sample().numpy()
+            next_obs, reward, terminated, truncated, _ = envs.step(agent.to_env(action))
+            reset, done = done, np.logical_or(terminated, truncated)
+            arrays = obs, action, config.reward_scale * reward, next_obs, terminated, done, reset
+            rollout.append([np.copy(array) for array in arrays])  # some environments reuse theirs
+            obs = np.copy(next_obs)
 
         # Learn.
         batch = make_batch(rollout, agent, config)
         for _ in range(config.update_epochs):
-            for index in torch.randperm(len(batch[0])).tensor_split(config.num_minibatches):
-                old_obs, action, old_log_prob, advantage, target = (x[index] for x in batch)
-                advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-                policy, value = agent(old_obs)
-                value_loss, entropy = nn.functional.mse_loss(value, target), policy.entropy().mean()
-                loss = clipped_surrogate(policy.log_prob(action), old_log_prob, advantage, config.clip_coef)
-                loss = loss + 0.5 * value_loss - config.ent_coef * entropy
-                if not torch.isfinite(loss):
-                    raise FloatingPointError(f"the loss is {loss} at step {step}")
+            for index in torch.randperm(len(batch[0])).chunk(config.num_minibatches):
+                old_obs, old_action, old_log_prob, advantage, target = (x[index] for x in batch)
+                if len(index) > 1:  # one alone has no deviation
+                    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+                policy = agent.policy(old_obs)
+                log_prob, entropy = policy.log_prob(old_action), policy.entropy().mean()
+                loss = clipped_surrogate(log_prob, old_log_prob, advantage, config.clip_coef)
+                value_loss = nn.functional.mse_loss(agent.critic(old_obs).squeeze(-1), target)
                 optimizer.zero_grad()
-                loss.backward()
+                (loss + value_loss - config.ent_coef * entropy).backward()
+                nn.utils.clip_grad_norm_(agent.actor.parameters(), config.max_grad_norm)
+                nn.utils.clip_grad_norm_(agent.critic.parameters(), config.max_grad_norm)
                 optimizer.step()
-
-        # Evaluate now and then, and stop when solved, in these episodes and in 100 others.
-        if step % config.eval_frequency < rollout_size or step >= config.total_timesteps:
-            returns = evaluate(agent, config.env_id, 100, config.seed + step)
-            report(f"step {step:6}  return {returns.mean():6.1f}  value_loss {value_loss:.3f}  "
-                   f"entropy {entropy:.2f}")
-            if config.save:
-                torch.save({"config": vars(config), "weights": agent.state_dict()}, f"{config.save}.tmp")
-                os.replace(f"{config.save}.tmp", config.save)
-            threshold = envs.spec.reward_threshold
-            if threshold is not None and returns.mean() - returns.std() >= threshold:
-                returns = evaluate(agent, config.env_id, 100, config.seed + step + 1_000)
-                if returns.mean() - returns.std() >= threshold:
-                    break
-
-    envs.close()
-    print(f"ppo.py {config.env_id} seed {config.seed}: return {returns.mean():.1f} +- {returns.std():.1f} "
-          f"(min {returns.min():g}) over {len(returns)} episodes, {step:,} steps")
-    return agent
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="PPO. Every setting of Config is a flag.")
     for field in fields(Config):
-        parser.add_argument("--" + field.name.replace("_", "-"), type=field.type, default=field.default)
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, type=field.type, default=field.default, help="(%(default)s)")
     main(Config(**vars(parser.parse_args())))

@@ -1,8 +1,8 @@
-"""The pendulums: the same bits as pybullet_envs_gymnasium's, the rewards, and the rules of Gymnasium.
+"""The pendulums: the same bits as pybullet_envs_gymnasium's, rewards, and Gymnasium's rules.
 
 `python tests/test_pendulums.py` records pendulum_reference.npz, short episodes of that package.
 """
-
+import copy
 import importlib
 import runpy
 import sys
@@ -14,14 +14,18 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector.utils import batch_space
 
 pybullet = pytest.importorskip("pybullet")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 pendulums = importlib.import_module("demos.pendulums")
 RECORDED = Path(__file__).with_name("pendulum_reference.npz")
-IDS = [f"demos.pendulums:Inverted{double}PendulumPyBullet{sparse}Env-v0"
-       for double in ("", "Double") for sparse in ("Sparse", "")]
-each_id = pytest.mark.parametrize("env_id", IDS)
-single_and_double = pytest.mark.parametrize("double", [False, True])
+NAMES = {"single": "InvertedPendulum", "double": "InvertedDoublePendulum",
+         "swingup": "InvertedPendulumSwingup"}
+SPARSE = {task: f"demos.pendulums:{name}PyBulletSparseEnv-v0" for task, name in NAMES.items()}
+DENSE = {task: f"demos.pendulums:{name}PyBulletEnv-v0" for task, name in NAMES.items()}
+each_task = pytest.mark.parametrize("task", NAMES)
+each_id = pytest.mark.parametrize("env_id", [*SPARSE.values(), *DENSE.values()])
 
 
 def drawing(angles):
@@ -29,156 +33,188 @@ def drawing(angles):
     return SimpleNamespace(uniform=lambda low, high, size=None: angles if size else angles[0])
 
 
-def record(double, seed=0):
-    """50 steps of the package's pendulum, on past its end: angles, actions, observations, rewards, ends."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        importlib.import_module("pybullet_envs_gymnasium")
-        env = gym.make(f"Inverted{'Double' * double}PendulumBulletEnv-v0").unwrapped
+def record(task, seed=0):
+    """50 steps of the package's pendulum, also past its end."""
+    env = gym.make(f"pybullet_envs_gymnasium:{NAMES[task]}BulletEnv-v0").unwrapped
     rng = np.random.default_rng(seed)
-    angles, actions = rng.uniform(-0.1, 0.1, 1 + double), rng.uniform(-0.5, 1.3, (50, 1))
+    angles = rng.uniform(-0.1, 0.1, 2 if task == "double" else 1)
+    actions = rng.uniform(-0.5, 1.3, (50, 1))
     env.seed, env.robot.np_random = lambda seed=None: None, drawing(angles)
     first, _ = env.reset()
     obs, reward, terminated, *_ = zip(*(env.step(action) for action in actions))
-    env.close()
     return [np.array(array) for array in (angles, actions, [first, *obs], reward, terminated)]
 
 
-def replay(double, angles, actions):
-    """The same by our pendulum."""
-    envs, steps = pendulums.PendulumVectorEnv(1, double, sparse=False), []
-    envs.np_random = drawing(angles)
-    first = envs.reset()[0][0]
-    for action in actions:
-        envs.done[:] = False
-        steps.append([array[0] for array in envs.step(action[None])[:3]])
-    obs, reward, terminated = map(np.array, zip(*steps))
+def replay(task, angles, actions):
+    """The same by our pendulum: observations, rewards, whether it has fallen."""
+    env = pendulums.PendulumEnv(task, sparse=False)
+    env.np_random = drawing(angles)
+    first, _ = env.reset()
+    obs, reward, terminated, *_ = zip(*(env.step(action) for action in actions))
     return np.array([first, *obs]), reward, terminated
 
 
-def assert_moves_like(double, angles, actions, obs, reward, terminated, rounding):
-    """Our pendulum does the same, rewards up to its fall."""
-    our_obs, our_reward, our_terminated = replay(double, angles, actions)
-    end = int(terminated.argmax())
-    assert our_obs.dtype == np.float32 and our_obs == pytest.approx(obs, rel=rounding, abs=rounding)
-    assert end > 3 and our_terminated.tolist() == terminated.tolist()
-    assert our_reward[:end] == pytest.approx(reward[:end], abs=max(rounding, 1e-9))
+def assert_moves_like(task, angles, actions, obs, reward, terminated, rounding):
+    """Our pendulum does the same. Rewards are compared up to its fall."""
+    our_obs, our_reward, our_terminated = replay(task, angles, actions)
+    assert our_obs.dtype == np.float32
+    assert our_obs == pytest.approx(obs, rel=rounding, abs=rounding)
+    assert list(our_terminated) == list(terminated)
+    assert any(terminated) == (task != "swingup")
+    end = [*terminated, True].index(True)
+    assert our_reward[:end] == pytest.approx(list(reward[:end]), rel=rounding, abs=rounding)
 
 
-@single_and_double
-def test_moves_like_the_recorded_episode_of_the_package(double):
+@each_task
+def test_moves_like_the_recorded_episode_of_the_package(task):
     rounding = 0 if sys.platform == "linux" else 1e-3  # another compiler may round differently
     with np.load(RECORDED) as file:
-        assert_moves_like(double, *(file[f"{double} {i}"] for i in range(5)), rounding)
+        assert_moves_like(task, *(file[f"{task} {i}"] for i in range(5)), rounding)
 
 
-@single_and_double
-def test_equal_to_the_package_to_the_last_bit(double):
+@each_task
+@pytest.mark.filterwarnings("ignore")
+def test_equal_to_the_package_to_the_last_bit(task):
     pytest.importorskip("pybullet_envs_gymnasium")
     for seed in range(10):
-        assert_moves_like(double, *record(double, seed), rounding=0)
-    with np.load(RECORDED) as file:
-        for i, array in enumerate(record(double)):
-            assert array == pytest.approx(file[f"{double} {i}"], rel=1e-3, abs=1e-3)
+        assert_moves_like(task, *record(task, seed), rounding=0)
 
 
-@each_id
-def test_follows_the_rules_of_gymnasium(env_id):
+@pytest.mark.parametrize("task, sparse, threshold, obs_dim", [
+    ("single", True, 475, 5), ("double", True, 950, 9), ("swingup", True, 850, 5),
+    ("single", False, 950, 5), ("double", False, 9100, 9), ("swingup", False, 800, 5)])
+def test_follows_the_rules_of_gymnasium(task, sparse, threshold, obs_dim):
+    env_id = SPARSE[task] if sparse else DENSE[task]
     env, envs = gym.make(env_id), gym.make_vec(env_id, num_envs=3)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         check_env(env.unwrapped, skip_render_check=True)
     assert [str(w.message) for w in caught if "infinity" not in str(w.message)] == []
-    double, sparse = "Double" in env_id, "Sparse" in env_id
-    assert env.observation_space == gym.spaces.Box(-np.inf, np.inf, (9 if double else 5,))
-    assert env.action_space == gym.spaces.Box(-1, 1, (1,)) and env.spec.max_episode_steps == 1000
-    assert env.spec.reward_threshold == ((950 if sparse else 9100) if double else (475 if sparse else 950))
+    assert (env.spec.reward_threshold, env.spec.max_episode_steps) == (threshold, 1000)
+    assert env.observation_space == gym.spaces.Box(-np.inf, np.inf, (obs_dim,))
+    assert env.action_space == gym.spaces.Box(-1, 1, (1,))
+    assert envs.observation_space == batch_space(env.observation_space, 3)
+    assert envs.action_space == batch_space(env.action_space, 3)
     assert type(envs) is pendulums.PendulumVectorEnv and envs.max_episode_steps == 1000
-    assert (envs.double, envs.sparse, envs.num_envs) == (double, sparse, 3)
+    assert (env.reset(seed=7)[0] == envs.reset(seed=7)[0][0]).all()
 
 
-@each_id
-def test_one_of_gym_make_is_a_vectors_only_one(env_id):
-    """The same starts, with a seed and without, motion, reward and end."""
-    one, many = gym.make(env_id).unwrapped, gym.make_vec(env_id, num_envs=1)
-    for seed in (7, None, 8):
-        assert (one.reset(seed=seed)[0] == many.reset(seed=seed)[0][0]).all()
-        for action in np.random.default_rng(3).uniform(-1, 1, (40, 1)):
-            many.done[:] = False
-            (obs, *rest, _), (many_obs, *many_rest, _) = one.step(action), many.step(action[None])
-            assert (obs == many_obs[0]).all() and rest == [x[0] for x in many_rest]
-    assert [type(x) for x in rest] == [float, bool, bool]
-
-
-@single_and_double
-def test_many_in_one_world_move_like_one_alone(double):
-    many, rng = pendulums.PendulumVectorEnv(3, double), np.random.default_rng(5)
-    angles, actions = rng.uniform(-0.1, 0.1, (3, 1 + double)), rng.uniform(-0.5, 0.5, (12, 3, 1))
+@pytest.mark.parametrize("task, steps, force", [
+    ("single", 12, 0.5), ("double", 12, 0.5),  # none falls so soon
+    ("swingup", 300, 3.0)])  # the cart gets to the ends of its rail
+def test_many_in_one_world_move_like_one_alone(task, steps, force):
+    many, rng = pendulums.PendulumVectorEnv(3, task), np.random.default_rng(5)
+    angles = rng.uniform(-0.1, 0.1, (3, 2 if task == "double" else 1))
+    actions = rng.uniform(-force, force, (steps, 3, 1))
     first = many.reset(seed=5)[0]
-    together = np.array([first, *(many.step(action)[0] for action in actions)])  # none falls so soon
+    together = np.array([first, *(many.step(action)[0] for action in actions)])
     for i in range(3):
-        assert (replay(double, angles[i], actions[:, i])[0] == together[:, i]).all()
+        assert (replay(task, angles[i], actions[:, i])[0] == together[:, i]).all()
+
+
+@each_task
+def test_starts_at_rest_and_within_a_tenth_of_a_radian(task):
+    obs, _ = gym.make_vec(SPARSE[task], num_envs=100).reset(seed=0)
+    cos, sin, speed = obs[:, -3:].T  # of the last hinge
+    if task == "swingup":  # measured from where it hangs
+        cos, sin = -cos, -sin
+    angle = np.arctan2(sin, cos)
+    assert (obs[:, :2] == 0).all() and (speed == 0).all()
+    assert -0.1002 < angle.min() < -0.09 and 0.09 < angle.max() < 0.1002
 
 
 @each_id
 def test_step_after_the_end_only_resets(env_id):
-    envs, ends = gym.make_vec(env_id, num_envs=6), 0
+    envs, ends = gym.make_vec(env_id, num_envs=6, max_episode_steps=30), 0
     assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.NEXT_STEP
-    obs, _ = envs.reset(seed=5)
-    assert (obs[:, :2] == 0).all() and (obs[:, -1] == 0).all()  # the cart in the middle, everything at rest
+    envs.reset(seed=5)
+    done = np.zeros(6, bool)
     for action in np.random.default_rng(0).uniform(-1, 1, (200, 6, 1)):
-        done = envs.done
         obs, reward, terminated, truncated, _ = envs.step(action)
-        assert not (terminated | truncated | (reward != 0))[done].any() and (obs[done][:, :2] == 0).all()
-        ends += terminated.sum()
+        assert not (terminated | truncated | (reward != 0))[done].any()
+        assert (obs[done][:, :2] == 0).all() and (obs[done][:, -1] == 0).all()
+        done = terminated | truncated
+        ends += done.sum()
     assert 20 < ends < 70
 
 
-@pytest.mark.parametrize("env_id", IDS[:2])
-def test_single_is_paid_every_200th_step_or_each_step_and_ends_after_1000(env_id):
+@each_task
+def test_arrays_are_not_used_again_and_the_time_limit_may_be_none(task):
+    envs = gym.make_vec(DENSE[task], num_envs=2, max_episode_steps=None)
+    first = [envs.reset(seed=0)[0], *envs.step(np.ones((2, 1)))[:4]]
+    kept = copy.deepcopy(first)
+    for _ in range(20):
+        *_, truncated, _ = envs.step(np.ones((2, 1)))
+    assert all((old == new).all() for old, new in zip(kept, first)) and not truncated.any()
+
+
+@pytest.mark.parametrize("env_id, rewards", [
+    (SPARSE["single"], ([0.0] * 199 + [100.0]) * 5), (DENSE["single"], [1.0] * 1000)])
+def test_single_is_paid_every_200th_step_or_each_step_and_ends_after_1000(env_id, rewards):
     envs, steps = gym.make_vec(env_id, num_envs=1), []
     obs, _ = envs.reset(seed=0)
     for _ in range(1000):  # a linear controller holds the pole up
         push = np.clip(obs @ [0.3, 0.5, 0, 10, 2], -1, 1)
         obs, *rest, _ = envs.step(push[:, None])
         steps.append([array[0] for array in rest])
-    rewards, terminated, truncated = map(list, zip(*steps))
-    assert rewards == (([0.0] * 199 + [100.0]) * 5 if "Sparse" in env_id else [1.0] * 1000)
+    reward, terminated, truncated = map(list, zip(*steps))
+    assert reward == rewards
     assert not any(terminated) and truncated == [False] * 999 + [True]
 
 
-def test_double_is_paid_while_its_tip_is_at_089_or_above():
-    envs, close = gym.make_vec(IDS[2], num_envs=8), 0
-    for seed in range(5):
-        envs.reset(seed=seed)
-        for _ in range(20):
-            fresh = envs.done
-            _, reward, *_ = envs.step(np.zeros((8, 1)))
-            height = np.array([pybullet.getLinkState(body, 5, **envs.world)[0][2] for body in envs.bodies])
-            assert (reward == (height >= 0.89))[~fresh].all()
-            close += np.sum((np.abs(height - 0.89) < 0.01) & ~fresh)
-    assert close > 20
+@pytest.mark.parametrize("task, angle, speed, paid", [
+    ("double", 0.14, 0, 1), ("double", -0.14, 0, 1), ("double", 0.16, 0, 0),  # 0.9 cos >= 0.89
+    ("swingup", 0.31, 0, 1), ("swingup", -0.31, 0, 1), ("swingup", 0.325, 0, 0),  # cos > 0.95
+    ("swingup", 0, 0.9, 1), ("swingup", 0, 1.2, 0), ("swingup", 0, -1.2, 0),
+    ("swingup", np.pi, 0, 0)])
+def test_double_and_swingup_are_paid_while_up(task, angle, speed, paid):
+    env = gym.make(SPARSE[task]).unwrapped
+    env.reset(seed=0)
+    hinge = [np.cos(angle), np.sin(angle), speed]
+    env.set_state([0, 0, *hinge] if task == "swingup" else [0, 0, 0, *hinge, 1, 0, 0])
+    _, reward, terminated, *_ = env.step(np.zeros(1))
+    assert (reward, terminated) == (paid, False)
 
 
-@pytest.mark.parametrize("env_id", IDS[::2])
-def test_rgb_array_needs_no_screen(env_id):
-    env = gym.make(env_id, render_mode="rgb_array").unwrapped
+def test_dense_swingup_pays_the_cosine_until_it_is_truncated_after_1000_steps():
+    envs = gym.make_vec(DENSE["swingup"], num_envs=2)
+    envs.reset(seed=0)
+    actions = np.random.default_rng(0).uniform(-3, 3, (1000, 2, 1))
+    obs, reward, terminated, truncated, _ = zip(*(envs.step(action) for action in actions))
+    assert np.array(reward) == pytest.approx(np.array(obs)[..., 2])
+    assert not np.any(terminated)
+    assert np.argwhere(truncated).tolist() == [[999, 0], [999, 1]]
+
+
+@each_task
+def test_set_state_puts_a_pendulum_where_an_observation_was_made(task):
+    one, other = gym.make(DENSE[task]).unwrapped, gym.make(DENSE[task]).unwrapped
+    obs, _ = one.reset(seed=0)
+    other.reset(seed=1)
+    for action in np.random.default_rng(0).uniform(-1, 1, (30, 1)):
+        other.set_state(obs)
+        obs, *_ = one.step(action)
+        assert other.step(action)[0] == pytest.approx(obs, abs=1e-4)
+
+
+@each_task
+def test_pictures_show_the_whole_pendulum_and_need_no_screen(task):
+    env = gym.make(SPARSE[task], render_mode="rgb_array").unwrapped
     env.reset(seed=0)
     first = env.render()
     for _ in range(15):
         env.step(np.array([1.0]))
     image = env.render()
     assert image.dtype == np.uint8 and image.shape == (240, 320, 3) and (image != first).any()
+    rows = np.flatnonzero((first != first[0, 0]).any((1, 2)))
+    assert 0 < rows.min() and rows.max() < 239 and np.ptp(rows) > 60  # the cart alone has 20
 
 
 def test_worlds_are_apart_and_close_frees_them():
-    several = [pendulums.PendulumVectorEnv(3), pendulums.PendulumVectorEnv(2, double=True)]
-    assert [pybullet.getNumBodies(**envs.world) for envs in several] == [3, 2]
-    several[0].close()
-    assert [bool(pybullet.isConnected(**envs.world)) for envs in several] == [False, True]
-    env = gym.make(IDS[0])
-    env.close()
-    assert not pybullet.isConnected(**env.unwrapped.envs.world)
+    one, two = gym.make(SPARSE["single"]).unwrapped, pendulums.PendulumVectorEnv(2, "double")
+    assert [pybullet.getNumBodies(**envs.world) for envs in (one.envs, two)] == [1, 2]
+    one.close()
+    assert [pybullet.isConnected(**envs.world) for envs in (one.envs, two)] == [0, 1]
 
 
 def test_without_pybullet_the_import_says_what_to_install(monkeypatch):
@@ -188,5 +224,5 @@ def test_without_pybullet_the_import_says_what_to_install(monkeypatch):
 
 
 if __name__ == "__main__":
-    np.savez_compressed(RECORDED, **{
-        f"{double} {i}": array for double in (False, True) for i, array in enumerate(record(double))})
+    arrays = {f"{task} {i}": array for task in NAMES for i, array in enumerate(record(task))}
+    np.savez_compressed(RECORDED, **arrays)
