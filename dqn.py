@@ -5,7 +5,6 @@ env.step -> ReplayBuffer.extend -> ReplayBuffer.sample -> td_loss -> Adam -> tar
 # SPDX-License-Identifier: MIT-0
 import argparse
 import copy
-import itertools
 from collections import namedtuple
 from dataclasses import dataclass, fields
 
@@ -44,7 +43,8 @@ class QNetwork(nn.Sequential):
         super().__init__()
         flat = isinstance(obs_space, gym.spaces.Box) and len(obs_space.shape) == 1
         discrete = isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0
-        assert flat and discrete, f"{obs_space}, {action_space}: expected flat Box, Discrete from 0"
+        assert flat, f"expected observations in a Box of shape (n,), got {obs_space}"
+        assert discrete, f"expected actions in a Discrete that starts at 0, got {action_space}"
         self.extend([  # LayerNorm lets Adam take large steps
             nn.Linear(obs_space.shape[0], hidden_size), nn.LayerNorm(hidden_size), nn.ReLU(),
             nn.Linear(hidden_size, hidden_size), nn.LayerNorm(hidden_size), nn.ReLU(),
@@ -105,9 +105,9 @@ def main(config=Config(), report=show):
     buffer = ReplayBuffer()
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
     obs, done = envs.reset(seed=config.seed)[0], np.zeros(config.num_envs, bool)
-    loss = torch.tensor(torch.nan)  # before the first step
+    q_loss = torch.tensor(torch.nan)  # before the first step
 
-    for step in itertools.count(0, config.num_envs):
+    for step in range(0, config.total_timesteps + config.num_envs, config.num_envs):
         fall = step / max(1, config.exploration_fraction * config.total_timesteps)
         epsilon = max(config.end_e, 1 - fall)
 
@@ -115,7 +115,7 @@ def main(config=Config(), report=show):
         if step % config.eval_frequency < config.num_envs or step >= config.total_timesteps:
             returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + step)
             report({"step": step, "return": returns.mean().item(),
-                    "td_loss": loss.item(), "epsilon": epsilon})
+                    "td_loss": q_loss.item(), "epsilon": epsilon})
             if config.save:
                 torch.save({"config": vars(config), "weights": agent.state_dict()}, config.save)
             if np.mean(returns >= threshold) >= 0.95:  # and of 100 other episodes?
@@ -124,8 +124,7 @@ def main(config=Config(), report=show):
             if solved or step >= config.total_timesteps:
                 envs.close()
                 verdict = "solved" if solved else "not solved" if threshold < np.inf else "ended"
-                print(f"{verdict} after {step:,} steps: return {returns.mean():.4g} "
-                      f"+- {returns.std():.2g} in {len(returns)} episodes", flush=True)
+                print(f"{verdict} in {step} steps: return {returns.mean():.4g} in {len(returns)} episodes")
                 return agent
 
         # Act: at random with probability epsilon, else greedily.
@@ -140,9 +139,9 @@ def main(config=Config(), report=show):
         obs, done = np.array(next_obs), np.logical_or(terminated, truncated)  # both are copies
 
         # Learn, then let the target network follow.
-        loss = td_loss(agent, target_network, buffer.sample(config.batch_size), config.gamma)
+        q_loss = td_loss(agent, target_network, buffer.sample(config.batch_size), config.gamma)
         optimizer.zero_grad()
-        loss.backward()
+        q_loss.backward()
         optimizer.step()
         for target, source in zip(target_network.parameters(), agent.parameters()):
             target.data.lerp_(source.data, config.tau)

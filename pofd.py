@@ -1,15 +1,11 @@
-"""POfD (Kang, Jie and Feng 2018, ICML): PPO that is also paid for looking like a few demonstrations.
+"""POfD (Kang, Jie and Feng 2018, ICML): PPO that is also paid for looking like demonstrations.
 
-`python pofd.py` solves a sparse pendulum in seconds. It prints a row per evaluation until it is solved.
+`python pofd.py` swings up a sparse pendulum in a minute. It prints a row for each evaluation.
 env.step -> make_batch, imitation_reward -> gae -> clipped_surrogate + value loss - entropy -> Adam
-                     and demonstrations -> discriminator_loss -> Adam
-"""
-# /// script
-# requires-python = ">=3.10,<3.14"
-# dependencies = ["torch==2.13.0", "gymnasium==1.4.0", "numpy==2.2.6", "pybullet-arm64==3.2.8"]
-# ///
+            and demonstrations -> discriminator_loss -> Adam"""
+# SPDX-License-Identifier: MIT-0
 import argparse
-import os
+import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -23,185 +19,219 @@ from torch.distributions import Independent, Normal
 @dataclass(frozen=True)
 class Config:
     """Every setting. Each is also a flag: `python pofd.py --gamma 0.9`."""
-    env_id: str = "demos.pendulums:InvertedPendulumPyBulletSparseEnv-v0"  # Gymnasium id, or module:id
+    env_id: str = "demos.pendulums:InvertedPendulumSwingupPyBulletSparseEnv-v0"  # Gymnasium id
     seed: int = 1  # seeds weights, environments, actions and minibatches
     save: str = ""  # file for weights and settings, written at each evaluation
-    total_timesteps: int = 163_840  # environment steps, unless solved before
+    total_timesteps: int = 262_144  # environment steps, unless solved before
     eval_frequency: int = 16_384  # environment steps between evaluations
+    eval_episodes: int = 20  # greedy episodes per evaluation
     num_envs: int = 16  # N, environments side by side
-    max_episode_steps: int = 200  # training episodes are cut here, so that fresh starts keep coming
     num_steps: int = 64  # T, steps of each environment per rollout
     hidden_size: int = 64  # units in each of the two hidden layers
     learning_rate: float = 1e-3  # step size of Adam
-    gamma: float = 0.998  # discount factor
+    gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # 0 gives one-step advantages, 1 gives whole returns
-    update_epochs: int = 16  # passes over each rollout
-    num_minibatches: int = 2  # gradient steps per pass
+    reward_scale: float = 0.1  # rewards are multiplied by this before learning
+    update_epochs: int = 10  # passes over each rollout
+    num_minibatches: int = 8  # gradient steps per pass
     clip_coef: float = 0.2  # a probability ratio further than this from 1 gains nothing
     ent_coef: float = 0.0  # weight of the entropy bonus
+    max_grad_norm: float = 0.5  # longer gradients, of actor or critic, are shortened to this
     demo: str = ""  # .npz of demonstrations; by default demos/<env id>.npz beside this file
-    reward_scale: float = 0.1  # the environment's rewards are multiplied by this before learning
-    reward_lambda: float = 0.1  # weight of the imitation reward
-    discriminator_learning_rate: float = 1e-3  # step size of its Adam; 0 makes its reward a constant bonus
+    reward_lambda: float = 0.1  # weight of the imitation reward; falls to 0 by total_timesteps
+    discriminator_learning_rate: float = 1e-3  # 0 makes the imitation reward a constant bonus
 
 
 class ActorCritic(nn.Module):
     """The policy pi(a|s), a Gaussian, and the value V(s)."""
-    def __init__(self, obs_space, action_space, hidden):
+    def __init__(self, obs_space, action_space, hidden_size):
         super().__init__()
-        assert len(obs_space.shape or ()) == 1, f"{obs_space}: expected flat observations"
-        assert action_space.shape and action_space.is_bounded(), f"{action_space}: expected a Box with bounds"
-        self.action_space, outputs = action_space, action_space.shape[0]
-        self.actor, self.critic = (  # the mean of the Gaussian, the value
-            nn.Sequential(nn.Linear(obs_space.shape[0], hidden), nn.Tanh(), nn.Linear(hidden, hidden),
-                          nn.Tanh(), nn.Linear(hidden, size)) for size in (outputs, 1))
-        self.register_buffer("scale", torch.ones(2, obs_space.shape[0]))  # the demonstrations' mean and std
-        self.log_std = nn.Parameter(torch.zeros(outputs))  # of the Gaussian, the same in all states
+        self.action_space = action_space
+        for space in obs_space, action_space:
+            flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
+            assert flat, f"expected a Box of shape (n,), got {space}"
+        assert action_space.is_bounded(), f"expected bounds, got {action_space}"
+        inputs, outputs = obs_space.shape[0], action_space.shape[0]
+        self.actor = nn.Sequential(
+            nn.Linear(inputs, hidden_size), nn.Tanh(),
+            nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, outputs))
+        self.critic = nn.Sequential(
+            nn.Linear(inputs, hidden_size), nn.Tanh(),
+            nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1))
+        self.log_std = nn.Parameter(torch.zeros(outputs))  # of the Gaussian, alike in all states
 
-    def forward(self, obs):
-        """The distribution pi(.|s) and the value V(s) (...,) for observations (..., obs_dim)."""
-        obs = (torch.as_tensor(obs, dtype=torch.float32) - self.scale[0]) / self.scale[1]
-        policy = Independent(Normal(self.actor(obs), self.log_std.exp()), 1)
-        return policy, self.critic(obs).squeeze(-1)
+    def policy(self, obs):
+        """The distribution pi(.|s) for observations (..., obs_dim)."""
+        return Independent(Normal(self.actor(obs), self.log_std.exp()), 1)
 
-    def execute(self, action):
-        """What env.step takes for the policy's action. [-1, 1] is scaled to the bounds."""
-        low, high = self.action_space.low, self.action_space.high
-        return np.clip((low + high + (high - low) * action) / 2, low, high).astype(low.dtype)
+    def to_env(self, action):
+        """NumPy actions for env.step: [-1, 1] is scaled to the bounds, in float64."""
+        low, high = self.action_space.low.astype(float), self.action_space.high.astype(float)
+        action = np.clip(low / 2 + high / 2 + (high / 2 - low / 2) * action, low, high)
+        action = np.rint(action) if self.action_space.dtype.kind in "iu" else action  # integers
+        return action.astype(self.action_space.dtype)
 
+    @torch.no_grad()
     def act(self, obs):
         """Greedy actions (B, act_dim) for NumPy observations (B, obs_dim)."""
-        return self.execute(self(obs)[0].mode.detach().numpy())
+        return self.to_env(self.policy(torch.as_tensor(obs, dtype=torch.float32)).mode.numpy())
+
+
+class Discriminator(nn.Sequential):
+    """The logit (...,) of D(s, a), the probability that a pair is not from the demonstrations."""
+    def __init__(self, demo, hidden_size):
+        super().__init__(
+            nn.Linear(demo.shape[1], hidden_size), nn.Tanh(),
+            nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1))
+        std, self.mean = torch.std_mean(demo, 0)
+        self.std = torch.where(std < 1e-3, 1.0, std)  # what hardly varies is not blown up
+
+    def forward(self, pair):
+        pair = (pair - self.mean) / self.std
+        return super().forward(pair.clamp(-10, 10)).squeeze(-1)
 
 
 def discriminator_loss(agent_logits, demo_logits):
     """-E_agent[log D] - E_demo[log(1 - D)], D = sigmoid(logits): agent = 1, demonstration = 0."""
-    return nn.functional.softplus(-agent_logits).mean() + nn.functional.softplus(demo_logits).mean()
+    agent_loss = nn.functional.softplus(-agent_logits).mean()  # softplus(-x) = -log sigmoid(x)
+    return agent_loss + nn.functional.softplus(demo_logits).mean()
 
 
 def imitation_reward(logits):
     """-log D(s, a): large where D takes the agent for the demonstrator. No gradient flows back."""
-    return -nn.functional.logsigmoid(logits.detach())
+    return nn.functional.softplus(-logits.detach())
+
+
+def load_demonstrations(path, obs_space, action_space):
+    """Pairs (n, obs_dim + act_dim), with the actions as executed, from a file with D4RL's keys."""
+    assert zipfile.is_zipfile(path), f"{path}: expected an .npz file"
+    file, columns = np.load(path), []
+    for key, space in ("observations", obs_space), ("actions", action_space):
+        array = file[key].astype(np.float32)  # a KeyError says which key is missing
+        expected = len(file["observations"]), *space.shape
+        assert array.shape == expected, f"{path}: {key} {array.shape}, expected {expected}"
+        assert array.size and np.isfinite(array).all(), f"{path}: {key}: no rows, or not finite"
+        columns.append(array.clip(space.low, space.high))
+    return torch.tensor(np.hstack(columns), dtype=torch.float32)
 
 
 def gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
-    """Advantages sum_k (gamma lambda)^k delta_{t+k} (Schulman et al. 2016, eq. 16), everything (T, N), where
-    delta = r + gamma (1 - terminated) V(s') - V(s). Truncation ends the sum, but not the bootstrap."""
-    advantage = reward + gamma * (1 - terminated.to(reward)) * next_value - value
+    """Advantages sum_k (gamma lambda)^k delta_{t+k}, all (T, N) (Schulman et al. 2016, eq. 16)."""
+    advantage = reward + gamma * (1 - terminated) * next_value - value  # delta
     for t in reversed(range(len(reward) - 1)):
-        advantage[t] += gamma * gae_lambda * (1 - done[t].to(reward)) * advantage[t + 1]
+        advantage[t] += gamma * gae_lambda * (1 - done[t]) * advantage[t + 1]
     return advantage
 
 
 @torch.no_grad()
-def make_batch(rollout, agent, discriminator, config):
-    """From T tuples of arrays (N, ...): pairs for D, obs, action, log_prob, advantage, target (B, ...)."""
-    arrays = (torch.as_tensor(np.array(array, np.float32)) for array in zip(*rollout))
-    pairs, obs, action, reward, next_obs, terminated, done, reset = arrays  # each (T, N, ...)
-    (policy, value), (_, next_value) = agent(obs), agent(next_obs)
-    reward = config.reward_scale * reward + config.reward_lambda * imitation_reward(discriminator(pairs))
+def make_batch(rollout, agent, discriminator, reward_lambda, config):
+    """Turn T lists of tensors (N, ...) into what is learned from, tensors (B, ...)."""
+    obs, action, reward, next_obs, terminated, done, reset = map(torch.stack, zip(*rollout))
+    log_prob = agent.policy(obs).log_prob(action)  # by the policy that acted
+    value, next_value = agent.critic(obs).squeeze(-1), agent.critic(next_obs).squeeze(-1)
+    executed = torch.as_tensor(agent.to_env(action.numpy()), dtype=torch.float32)
+    pair = torch.cat([obs, executed], -1)  # what D sees
+    reward += reward_lambda * imitation_reward(discriminator(pair))
     advantage = gae(reward, value, next_value, terminated, done, config.gamma, config.gae_lambda)
-    batch = pairs, obs, action, policy.log_prob(action), advantage, advantage + value
-    return [x[reset == 0] for x in batch]
+    return [x[reset == 0] for x in (obs, action, pair, log_prob, advantage, advantage + value)]
 
 
 def clipped_surrogate(log_prob, old_log_prob, advantage, clip_coef):
-    """-E[min(ratio A, clip(ratio, 1 - c, 1 + c) A)] with ratio = pi / pi_old (PPO, eq. 7): (B,) to scalar."""
+    """-E[min(ratio A, clip(ratio, 1 - c, 1 + c) A)] with ratio = pi / pi_old (eq. 7), a scalar."""
     ratio = (log_prob - old_log_prob).exp()
-    return -torch.min(ratio * advantage, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantage).mean()
+    clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    return -torch.min(ratio * advantage, clipped_ratio * advantage).mean()
 
 
 def evaluate(agent, env_id, episodes, seed):
-    """Undiscounted returns (episodes,) of the greedy policy. Warns if it cuts an episode, at 10,000 steps."""
+    """Undiscounted returns (episodes,) of the greedy policy, each episode cut at 10,000 steps."""
     envs = gym.make_vec(env_id, num_envs=episodes)
     obs, _ = envs.reset(seed=seed)
-    returns, running, steps = np.zeros(episodes), np.ones(episodes, bool), 0
-    while running.any() and steps < 10_000:
+    running, rewards = np.ones(episodes, bool), []
+    while running.any() and len(rewards) < 10_000:
         obs, reward, terminated, truncated, _ = envs.step(agent.act(obs))
-        returns, running, steps = returns + reward * running, running & ~(terminated | truncated), steps + 1
+        rewards.append(np.where(running, reward, 0))
+        running &= ~np.logical_or(terminated, truncated)
     envs.close()
-    if running.any():
-        gym.logger.warn(f"{env_id}: {running.sum()} of {episodes} episodes were cut at 10,000 steps")
-    return returns
+    return np.sum(rewards, axis=0)
 
 
-def main(config=Config(), report=print):
-    """Train an agent and return it; `report` gets a line per evaluation. Sets torch's seed and threads."""
+def show(row):
+    """Print a row, at once even into a file."""
+    print(*(f"{name} {value:<9.6g}" for name, value in row.items()), flush=True)
+
+
+def main(config=Config(), report=show):
+    """Train an agent and return it. `report` gets a dict for each evaluation."""
+    np.random.seed(config.seed)  # for environments that draw from it
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)  # networks this small are faster on one core
-    envs = gym.make_vec(config.env_id, num_envs=config.num_envs, max_episode_steps=config.max_episode_steps)
-    assert envs.metadata["autoreset_mode"] == gym.vector.AutoresetMode.NEXT_STEP, "expected NEXT_STEP resets"
-    agent = ActorCritic(envs.single_observation_space, envs.single_action_space, config.hidden_size)
-    obs, _ = envs.reset(seed=config.seed)
-    path = config.demo or Path(__file__).with_name("demos") / (config.env_id.split(":")[-1] + ".npz")
-    spaces = {"observations": envs.single_observation_space, "actions": envs.single_action_space}
-    with np.load(path) as file:
-        demo = [file[key] for key in spaces]
-    for array, (key, space) in zip(demo, spaces.items()):
-        if array.shape != (len(demo[0]), *space.shape):
-            raise ValueError(f"{path}: {key} {array.shape}, expected {(len(demo[0]), *space.shape)}")
-    demo = np.hstack([demo[0], np.clip(demo[1], agent.action_space.low, agent.action_space.high)])
-    mean, std = demo.mean(0), demo.std(0) + 1e-8  # of observations and actions, for agent and D
-    agent.scale[:] = torch.as_tensor(np.array([mean, std])[:, :obs.shape[1]])
-    demo = torch.as_tensor((demo - mean) / std, dtype=torch.float32)
-    discriminator = nn.Sequential(nn.Linear(len(mean), 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(),
-                                  nn.Linear(64, 1), nn.Flatten(-2))  # the logit of D(s, a)
-    optimizer = torch.optim.Adam([
-        {"params": agent.parameters(), "lr": config.learning_rate},
-        {"params": discriminator.parameters(), "lr": config.discriminator_learning_rate}], fused=True)
-    done, rollout_size = np.zeros(config.num_envs, bool), config.num_envs * config.num_steps
+    envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
+    assert envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP, "NEXT_STEP"
+    obs_space, action_space = envs.single_observation_space, envs.single_action_space
+    agent = ActorCritic(obs_space, action_space, config.hidden_size)
+    path = config.demo or Path(__file__).with_name("demos") / f"{envs.spec.id}.npz"
+    demo = load_demonstrations(path, obs_space, action_space)
+    discriminator = Discriminator(demo, config.hidden_size)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, fused=True)
+    optimizer.add_param_group({
+        "params": discriminator.parameters(), "lr": config.discriminator_learning_rate})
+    threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
+    obs, done = envs.reset(seed=config.seed)[0], np.zeros(config.num_envs, bool)
+    value_loss = entropy = d_loss = torch.tensor(torch.nan)  # before the first step
+    rollout_size = config.num_envs * config.num_steps
 
-    for step in range(rollout_size, config.total_timesteps + rollout_size, rollout_size):
-        # Act and store. The step after the end of an episode only resets it; make_batch leaves it out.
+    for step in range(0, config.total_timesteps + rollout_size, rollout_size):
+        # Evaluate now and then, and stop when 95% of the episodes reach the threshold.
+        if step % config.eval_frequency < rollout_size or step >= config.total_timesteps:
+            returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + step)
+            report({"step": step, "return": returns.mean().item(), "value_loss": value_loss.item(),
+                    "entropy": entropy.item(), "discriminator_loss": d_loss.item()})
+            if config.save:
+                torch.save({"config": vars(config), "weights": agent.state_dict()}, config.save)
+            if np.mean(returns >= threshold) >= 0.95:  # and of 100 other episodes?
+                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)
+            solved = np.mean(returns >= threshold) >= 0.95
+            if solved or step >= config.total_timesteps:
+                envs.close()
+                verdict = "solved" if solved else "not solved" if threshold < np.inf else "ended"
+                print(f"{verdict} in {step} steps: return {returns.mean():.4g} in {len(returns)} episodes")
+                return agent
+
+        # Act and store. The step after the end of an episode only resets it; see make_batch.
         rollout = []
         for _ in range(config.num_steps):
-            action = agent(obs)[0].sample().numpy()
-            executed = agent.execute(action)
-            next_obs, reward, terminated, truncated, _ = envs.step(executed)
-            pair = (np.hstack([obs, executed]) - mean) / std
-            rollout.append((pair, obs, action, reward, next_obs, terminated, terminated | truncated, done))
-            obs, done = next_obs, terminated | truncated
+            action = agent.policy(torch.as_tensor(obs, dtype=torch.float32)).sample().numpy()
+            next_obs, reward, terminated, truncated, _ = envs.step(agent.to_env(action))
+            reset, done = done, np.logical_or(terminated, truncated)
+            arrays = obs, action, config.reward_scale * reward, next_obs, terminated, done, reset
+            rollout.append([torch.tensor(array, dtype=torch.float32) for array in arrays])
+            obs = np.copy(next_obs)  # some environments reuse their arrays
 
         # Learn. The discriminator's reward is read before it learns from this rollout.
-        batch = make_batch(rollout, agent, discriminator, config)
+        reward_lambda = config.reward_lambda * (1 - step / config.total_timesteps)
+        batch = make_batch(rollout, agent, discriminator, reward_lambda, config)
         for _ in range(config.update_epochs):
-            for index in torch.randperm(len(batch[0])).tensor_split(config.num_minibatches):
-                pairs, old_obs, action, old_log_prob, advantage, target = (x[index] for x in batch)
-                advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-                policy, value = agent(old_obs)
-                value_loss, entropy = nn.functional.mse_loss(value, target), policy.entropy().mean()
-                loss = clipped_surrogate(policy.log_prob(action), old_log_prob, advantage, config.clip_coef)
-                loss = loss + 0.5 * value_loss - config.ent_coef * entropy
-                demo_pairs = demo[torch.randint(len(demo), (len(index),))]
-                d_loss = discriminator_loss(discriminator(pairs), discriminator(demo_pairs))
-                if not torch.isfinite(loss + d_loss):
-                    raise FloatingPointError(f"the losses are {loss} and {d_loss} at step {step}")
+            for index in torch.randperm(len(batch[0])).chunk(config.num_minibatches):
+                old_obs, action, pair, old_log_prob, advantage, target = (x[index] for x in batch)
+                if len(index) > 1:  # one alone has no deviation
+                    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+                policy = agent.policy(old_obs)
+                log_prob, entropy = policy.log_prob(action), policy.entropy().mean()
+                loss = clipped_surrogate(log_prob, old_log_prob, advantage, config.clip_coef)
+                value_loss = nn.functional.mse_loss(agent.critic(old_obs).squeeze(-1), target)
+                demo_pair = demo[torch.randint(len(demo), (len(index),))]
+                d_loss = discriminator_loss(discriminator(pair), discriminator(demo_pair))
                 optimizer.zero_grad()
-                (loss + d_loss).backward()  # no weight is in both
+                (loss + value_loss - config.ent_coef * entropy + d_loss).backward()
+                nn.utils.clip_grad_norm_(agent.actor.parameters(), config.max_grad_norm)
+                nn.utils.clip_grad_norm_(agent.critic.parameters(), config.max_grad_norm)
                 optimizer.step()
-
-        # Evaluate now and then, and stop when solved, in these episodes and in 100 others.
-        if step % config.eval_frequency < rollout_size or step >= config.total_timesteps:
-            returns = evaluate(agent, config.env_id, 40, config.seed + step)
-            report(f"step {step:6}  return {returns.mean():6.1f}  value_loss {value_loss:.3f}  "
-                   f"entropy {entropy:.2f}  discriminator_loss {d_loss:.3f}")
-            if config.save:
-                torch.save({"config": vars(config), "weights": agent.state_dict()}, f"{config.save}.tmp")
-                os.replace(f"{config.save}.tmp", config.save)
-            threshold = envs.spec.reward_threshold
-            if threshold is not None and returns.mean() - returns.std() >= threshold:
-                returns = evaluate(agent, config.env_id, 100, config.seed + step + 1_000)
-                if returns.mean() - returns.std() >= threshold:
-                    break
-
-    envs.close()
-    print(f"pofd.py {config.env_id} seed {config.seed}: return {returns.mean():.1f} +- {returns.std():.1f} "
-          f"(min {returns.min():g}) over {len(returns)} episodes, {step:,} steps")
-    return agent
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="POfD. Every setting of Config is a flag.")
     for field in fields(Config):
-        parser.add_argument("--" + field.name.replace("_", "-"), type=field.type, default=field.default)
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, type=field.type, default=field.default, help="(%(default)s)")
     main(Config(**vars(parser.parse_args())))

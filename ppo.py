@@ -4,13 +4,11 @@
 env.step -> make_batch -> gae -> clipped_surrogate + value loss - entropy -> Adam"""
 # SPDX-License-Identifier: MIT-0
 import argparse
-import itertools
 from dataclasses import dataclass, fields
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
 from torch import nn
 from torch.distributions import Categorical, Independent, Normal
 
@@ -32,9 +30,9 @@ class Config:
     gae_lambda: float = 0.95  # 0 gives one-step advantages, 1 gives whole returns
     reward_scale: float = 1.0  # rewards are multiplied by this before learning
     update_epochs: int = 10  # passes over each rollout
-    num_minibatches: int = 8  # gradient steps per pass
+    num_minibatches: int = 16  # gradient steps per pass
     clip_coef: float = 0.2  # a probability ratio further than this from 1 gains nothing
-    ent_coef: float = 0.0  # weight of the entropy bonus
+    ent_coef: float = 0.01  # weight of the entropy bonus
     max_grad_norm: float = 0.5  # longer gradients, of actor or critic, are shortened to this
 
 
@@ -42,11 +40,12 @@ class ActorCritic(nn.Module):
     """The policy pi(a|s), Categorical or Gaussian, and the value V(s)."""
     def __init__(self, obs_space, action_space, hidden_size):
         super().__init__()
-        self.action_space, self.discrete = action_space, isinstance(action_space, Discrete)
-        assert isinstance(obs_space, Box) and len(obs_space.shape) == 1, f"not flat: {obs_space}"
-        flat = self.discrete or (isinstance(action_space, Box) and len(action_space.shape) == 1)
-        assert flat, f"not Discrete or flat: {action_space}"
-        assert self.discrete or action_space.is_bounded(), f"not bounded: {action_space}"
+        self.action_space = action_space
+        self.discrete = isinstance(action_space, gym.spaces.Discrete)
+        for space in [obs_space] if self.discrete else [obs_space, action_space]:
+            flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
+            assert flat, f"expected a Box of shape (n,), or Discrete actions, got {space}"
+        assert self.discrete or action_space.is_bounded(), f"expected bounds, got {action_space}"
         inputs, outputs = obs_space.shape[0], gym.spaces.flatdim(action_space)
         self.actor = nn.Sequential(  # to logits, or to the mean of the Gaussian
             nn.Linear(inputs, hidden_size), nn.Tanh(),
@@ -54,9 +53,6 @@ class ActorCritic(nn.Module):
         self.critic = nn.Sequential(
             nn.Linear(inputs, hidden_size), nn.Tanh(),
             nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1))
-        for layer in [*self.actor[::2], *self.critic[::2]]:
-            nn.init.orthogonal_(layer.weight, 2**0.5)
-        nn.init.orthogonal_(self.actor[-1].weight, 0.01)  # all states alike at first
         self.log_std = nn.Parameter(torch.zeros(outputs))  # of the Gaussian, alike in all states
 
     def policy(self, obs):
@@ -71,6 +67,7 @@ class ActorCritic(nn.Module):
             return action + self.action_space.start
         low, high = self.action_space.low.astype(float), self.action_space.high.astype(float)
         action = np.clip(low / 2 + high / 2 + (high / 2 - low / 2) * action, low, high)
+        action = np.rint(action) if self.action_space.dtype.kind in "iu" else action  # integers
         return action.astype(self.action_space.dtype)
 
     @torch.no_grad()
@@ -89,9 +86,8 @@ def gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
 
 @torch.no_grad()
 def make_batch(rollout, agent, config):
-    """Turn T tuples of arrays (N, ...) into obs, action, log_prob, advantage, target (B, ...)."""
-    arrays = (torch.as_tensor(np.array(array, np.float32)) for array in zip(*rollout))
-    obs, action, reward, next_obs, terminated, done, reset = arrays  # each (T, N, ...)
+    """Turn T lists of tensors (N, ...) into obs, action, log_prob, advantage, target (B, ...)."""
+    obs, action, reward, next_obs, terminated, done, reset = map(torch.stack, zip(*rollout))
     log_prob = agent.policy(obs).log_prob(action)  # by the policy that acted
     value, next_value = agent.critic(obs).squeeze(-1), agent.critic(next_obs).squeeze(-1)
     advantage = gae(reward, value, next_value, terminated, done, config.gamma, config.gae_lambda)
@@ -138,12 +134,12 @@ def main(config=Config(), report=show):
     value_loss = entropy = torch.tensor(torch.nan)  # before the first step
     rollout_size = config.num_envs * config.num_steps
 
-    for step in itertools.count(0, rollout_size):
+    for step in range(0, config.total_timesteps + rollout_size, rollout_size):
         # Evaluate now and then, and stop when 95% of the episodes reach the threshold.
         if step % config.eval_frequency < rollout_size or step >= config.total_timesteps:
             returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + step)
-            report({"step": step, "return": returns.mean().item(),
-                    "value_loss": value_loss.item(), "entropy": entropy.item()})
+            report({"step": step, "return": returns.mean().item(), "value_loss": value_loss.item(),
+                    "entropy": entropy.item()})
             if config.save:
                 torch.save({"config": vars(config), "weights": agent.state_dict()}, config.save)
             if np.mean(returns >= threshold) >= 0.95:  # and of 100 other episodes?
@@ -152,8 +148,7 @@ def main(config=Config(), report=show):
             if solved or step >= config.total_timesteps:
                 envs.close()
                 verdict = "solved" if solved else "not solved" if threshold < np.inf else "ended"
-                print(f"{verdict} after {step:,} steps: return {returns.mean():.4g} "
-                      f"+- {returns.std():.2g} in {len(returns)} episodes", flush=True)
+                print(f"{verdict} in {step} steps: return {returns.mean():.4g} in {len(returns)} episodes")
                 return agent
 
         # Act and store. The step after the end of an episode only resets it; see make_batch.
@@ -163,18 +158,18 @@ def main(config=Config(), report=show):
             next_obs, reward, terminated, truncated, _ = envs.step(agent.to_env(action))
             reset, done = done, np.logical_or(terminated, truncated)
             arrays = obs, action, config.reward_scale * reward, next_obs, terminated, done, reset
-            rollout.append([np.copy(array) for array in arrays])  # some environments reuse theirs
-            obs = np.copy(next_obs)
+            rollout.append([torch.tensor(array, dtype=torch.float32) for array in arrays])
+            obs = np.copy(next_obs)  # some environments reuse their arrays
 
         # Learn.
         batch = make_batch(rollout, agent, config)
         for _ in range(config.update_epochs):
             for index in torch.randperm(len(batch[0])).chunk(config.num_minibatches):
-                old_obs, old_action, old_log_prob, advantage, target = (x[index] for x in batch)
+                old_obs, action, old_log_prob, advantage, target = (x[index] for x in batch)
                 if len(index) > 1:  # one alone has no deviation
                     advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
                 policy = agent.policy(old_obs)
-                log_prob, entropy = policy.log_prob(old_action), policy.entropy().mean()
+                log_prob, entropy = policy.log_prob(action), policy.entropy().mean()
                 loss = clipped_surrogate(log_prob, old_log_prob, advantage, config.clip_coef)
                 value_loss = nn.functional.mse_loss(agent.critic(old_obs).squeeze(-1), target)
                 optimizer.zero_grad()

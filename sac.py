@@ -1,18 +1,16 @@
-"""SAC (Haarnoja et al. 2018, arXiv:1812.05905): maximise return plus entropy, from replayed steps.
+"""SAC (Haarnoja et al. 2018, arXiv:1812.05905): maximise return and entropy on replayed steps.
 
 `python sac.py` solves a double pendulum in a minute. It prints a row for each greedy evaluation.
-env.step -> ReplayBuffer.extend -> ReplayBuffer.sample -> the losses of critics, actor, temperature"""
+env.step -> ReplayBuffer.extend -> ReplayBuffer.sample -> three losses -> Adam -> target critics"""
 # SPDX-License-Identifier: MIT-0
 import argparse
 import copy
-import itertools
 from collections import namedtuple
 from dataclasses import dataclass, fields
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Box
 from torch import nn
 
 Batch = namedtuple("Batch", "obs action reward next_obs terminated")  # transitions, each (B, ...)
@@ -40,10 +38,11 @@ class Actor(nn.Sequential):
     """pi(a|s), the tanh of a Gaussian: obs (B, obs_dim) to mean and log std (B, 2 act_dim)."""
     def __init__(self, obs_space, action_space, hidden_size):
         super().__init__()
-        assert isinstance(obs_space, Box) and len(obs_space.shape) == 1, f"not flat: {obs_space}"
-        assert isinstance(action_space, Box) and len(action_space.shape) == 1, f"{action_space}"
-        assert action_space.is_bounded(), f"no bounds: {action_space}"
         self.action_space = action_space
+        for space in obs_space, action_space:
+            flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
+            assert flat, f"expected a Box of shape (n,), got {space}"
+        assert action_space.is_bounded(), f"expected bounds, got {action_space}"
         self.extend([
             nn.Linear(obs_space.shape[0], hidden_size), nn.ReLU(),
             nn.Linear(hidden_size, hidden_size), nn.ReLU(),
@@ -61,8 +60,7 @@ class Actor(nn.Sequential):
         """NumPy actions for env.step: [-1, 1] is scaled to the bounds, in float64."""
         low, high = self.action_space.low.astype(float), self.action_space.high.astype(float)
         action = np.clip(low / 2 + high / 2 + (high / 2 - low / 2) * action, low, high)
-        if np.issubdtype(self.action_space.dtype, np.integer):
-            action = action.round()
+        action = np.rint(action) if self.action_space.dtype.kind in "iu" else action  # integers
         return action.astype(self.action_space.dtype)
 
     @torch.no_grad()
@@ -93,12 +91,11 @@ class ReplayBuffer(list):
 
 
 def critic_loss(critics, target_critics, actor, batch, alpha, gamma):
-    """Sum over both Q of E[(Q(s, a) - y)^2] (twice eq. 5), with y = r + gamma (1 - terminated) V(s').
+    """Sum over both Q of E[(Q(s, a) - y)^2] (twice eq. 5), y = r + gamma (1 - terminated) V(s').
     V(s') = min Q_target(s', a') - alpha log pi(a'|s') is the soft value of soft Q-learning."""
     with torch.no_grad():
         next_action, next_log_prob = actor.sample(batch.next_obs)
-        next_q = target_critics(batch.next_obs, next_action).amin(0)  # (B,)
-        next_value = next_q - alpha * next_log_prob
+        next_value = target_critics(batch.next_obs, next_action).amin(0) - alpha * next_log_prob
         target = batch.reward + gamma * (1 - batch.terminated) * next_value
     return (critics(batch.obs, batch.action) - target).square().mean(1).sum()
 
@@ -142,16 +139,16 @@ def main(config=Config(), report=show):
     agent = Actor(obs_space, action_space, config.hidden_size)
     critics = Critics(obs_space.shape[0] + action_space.shape[0], config.hidden_size)
     target_critics = copy.deepcopy(critics)
-    log_alpha = torch.zeros((), requires_grad=True)  # alpha is the temperature
-    networks = agent.parameters(), critics.parameters(), [log_alpha]
-    actor_optimizer, critic_optimizer, alpha_optimizer = (
-        torch.optim.Adam(weights, lr=config.learning_rate, fused=True) for weights in networks)
+    log_alpha = torch.tensor(0.02).log().requires_grad_()  # alpha, the temperature, starts low
+    critic_optimizer = torch.optim.Adam(critics.parameters(), lr=config.learning_rate, fused=True)
+    actor_optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, fused=True)
+    actor_optimizer.add_param_group({"params": [log_alpha]})
     buffer = ReplayBuffer()
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
     obs, done = envs.reset(seed=config.seed)[0], np.zeros(config.num_envs, bool)
     q_loss = torch.tensor(torch.nan)  # before the first step
 
-    for step in itertools.count(0, config.num_envs):
+    for step in range(0, config.total_timesteps + config.num_envs, config.num_envs):
         # Evaluate now and then, and stop when 95% of the episodes reach the threshold.
         if step % config.eval_frequency < config.num_envs or step >= config.total_timesteps:
             returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + step)
@@ -165,13 +162,11 @@ def main(config=Config(), report=show):
             if solved or step >= config.total_timesteps:
                 envs.close()
                 verdict = "solved" if solved else "not solved" if threshold < np.inf else "ended"
-                print(f"{verdict} after {step:,} steps: return {returns.mean():.4g} "
-                      f"+- {returns.std():.2g} in {len(returns)} episodes", flush=True)
+                print(f"{verdict} in {step} steps: return {returns.mean():.4g} in {len(returns)} episodes")
                 return agent
 
         # Act: draw from the policy.
-        with torch.no_grad():
-            action = agent.sample(torch.as_tensor(obs, dtype=torch.float32))[0].numpy()
+        action = agent.sample(torch.as_tensor(obs, dtype=torch.float32))[0].detach().numpy()
         next_obs, reward, terminated, truncated, _ = envs.step(agent.to_env(action))
 
         # Store. The step after the end of an episode only resets it, so it is left out.
@@ -186,12 +181,10 @@ def main(config=Config(), report=show):
         q_loss.backward()
         critic_optimizer.step()
         action, log_prob = agent.sample(batch.obs)
+        loss = actor_loss(critics, batch.obs, action, log_prob, alpha)
         actor_optimizer.zero_grad()
-        actor_loss(critics, batch.obs, action, log_prob, alpha).backward()
+        (loss + temperature_loss(log_alpha, log_prob, -action_space.shape[0])).backward()
         actor_optimizer.step()
-        alpha_optimizer.zero_grad()
-        temperature_loss(log_alpha, log_prob, -action_space.shape[0]).backward()
-        alpha_optimizer.step()
         for target, source in zip(target_critics.parameters(), critics.parameters()):
             target.data.lerp_(source.data, config.tau)
 

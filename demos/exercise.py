@@ -1,230 +1,279 @@
-"""Learn by doing: a script with its key parts left out, and a check of what you put in their place.
+"""Learn by doing: a script with its key parts left out, and a check of what you write instead.
 
-`python demos/exercise.py ppo.py` writes exercise_ppo.py into the current folder. Fill in its parts, in any
-order. `python demos/exercise.py --check exercise_ppo.py` says of each: right, not yet, or wrong, with the
-smallest case that shows it. While a part is checked, the other parts are the original's."""
+`python demos/exercise.py ppo.py` writes exercise_ppo.py into the current folder. Fill in its parts,
+in any order. `python demos/exercise.py --check exercise_ppo.py` judges each: right, not yet, or
+wrong, with the smallest case that shows it. While it checks a part, it uses ours for the others."""
+import _thread
 import argparse
 import ast
-import copy
 import dataclasses
-import inspect
 import json
-import re
+import operator
 import sys
 import textwrap
+import threading
 import traceback
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
-import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from demos.record import ROOT, load_script, script_path
 from demos.trace import WHOLE, describe
 
-EXERCISES = json.loads(Path(__file__).with_name("exercises.json").read_text())
+EXERCISES = json.loads(Path(__file__).with_name("exercises.json").read_text(encoding="utf-8"))
+SECONDS = 10  # that a part may take for a case
 
 
-class Table(nn.Module):
-    """A network whose outputs can be read off: one row for each observation 0, another for each 1."""
-    def __init__(self, at_obs, at_next_obs):
+class Times(nn.Module):
+    """A stand-in for every network, to be computed in one's head: obs times a factor."""
+    def __init__(self, *factor):
         super().__init__()
-        self.at_obs, self.at_next_obs = nn.Parameter(at_obs), nn.Parameter(at_next_obs)
+        self.factor = nn.Parameter(torch.tensor(factor))
 
     def forward(self, obs, action=None):
-        """(B, outputs); or (2, B) as two critics, which are given actions (B, 1), too."""
-        value = torch.where(obs > 0, self.at_next_obs, self.at_obs)
-        return value if action is None else (value + action * torch.tensor([1.0, -0.5])).T
+        """(B, outputs), or for two critics (2, B), which add 1 and -0.5 times the action."""
+        value = self.factor * obs
+        return value if action is None else (value + torch.tensor([1.0, -0.5]) * action).T
 
     def sample(self, obs):
-        """As an actor: actions (B, 1) and their log-probabilities (B,)."""
-        return self(obs)[:, :1], self(obs)[:, 1]
+        return self(obs), self(obs)[:, 0] - 1
+
+    def act(self, obs):
+        return np.where(obs[:, 0] > 0, 2, 0)
 
 
-def make_inputs(original, size, special):
-    """Inputs by the names that parts use, (B, ...) or (T, N, ...), B = T = `size`. `special` sets some."""
-    def draw(*shape):
-        return (2 * torch.randn(*shape)).round(decimals=1)  # easy to read
-
-    torch.manual_seed(size + 7)
-    N, discrete = 3 if size == 5 else 1, original.__name__ == "dqn"
-    x = {"gamma": 0.9, "gae_lambda": 0.8, "clip_coef": 0.2, "target_entropy": -1, "alpha": torch.tensor(0.5),
-         "log_alpha": torch.tensor(-1.0), "demo_logits": draw(size + 1), "rng": np.random.default_rng(0),
-         "pairs": draw(size, N, 1), "discriminator": nn.Flatten(-2), "action_space": gym.spaces.Discrete(3)}
-    x |= {name: draw(size) for name in ("log_prob", "old_log_prob", "advantage", "logits", "agent_logits")}
-    x |= {name: draw(size, N) for name in ("reward", "value", "next_value")}
-    x |= {name: torch.zeros(size, N) for name in ("terminated", "done", "self")}
-    x |= {name: Table(draw(size, 2 + discrete), draw(size, 2 + discrete)) for name in (
-        "q_network", "target_network", "critics", "target_critics", "actor", "agent")}
-    x |= {name: torch.tensor(value, dtype=torch.float32) if isinstance(value, list) else value
-          for name, value in special.items()}
-    x["config"] = dataclasses.replace(original.Config(), num_envs=size, **special.get("config", {}))
+def make_inputs(original, exercise, case):
+    """All that a part needs, by name. exercises.json holds the numbers, or their shape as a text,
+    such as "T N 1": then they are drawn at random."""
+    x = {"B": 1, "T": 1, "N": 1, "A": 1, "log_std": 0, **exercise["inputs"], **case}
+    torch.manual_seed(7)
+    for name, value in x.items():
+        if isinstance(value, str):
+            shape = [x.get(size) or int(size) for size in value.split()]
+            x[name] = (2 * torch.randn(shape)).round(decimals=1)  # easy to read
+        elif isinstance(value, dict) and "times" in value:
+            x[name] = Times(*value["times"])
+        elif isinstance(value, list):
+            x[name] = torch.tensor(value, dtype=torch.float32)
+        if name in exercise.get("learned", ()):
+            x[name].requires_grad_()
+    x["config"] = dataclasses.replace(original.Config(), **case.get("config", {}))
+    x["discriminator"] = lambda obs, action: (obs - action).squeeze(-1)
+    x["self"] = nn.Identity()
     if hasattr(original, "ActorCritic"):
-        x["self"] = x["agent"] = original.ActorCritic(*[gym.spaces.Box(-1, 1, (N,))] * 2, 4)
-        x["agent"].log_std.data, x["reset"] = draw(N), torch.cat([torch.zeros(1, N), x["done"][:-1]])
-        x |= {name: draw(size, N, N) for name in ("obs", "next_obs", "action")}
-        x["steps"] = re.search(r"(\w.*) = arrays", original.source)[1].split(", ")  # what a rollout holds
-        x["rollout"] = list(zip(*(x[name].numpy() for name in x["steps"])))
-    else:
-        x["self"], obs = Table(x["self"], torch.zeros_like(x["self"])), torch.zeros(size, 1)
-        x["obs"], x["action"] = obs, torch.arange(size) % 3.0 if discrete else draw(size, 1).requires_grad_()
-        x["batch"] = original.Batch(obs, x["action"], x["reward"][:, 0], obs + 1, x["terminated"][:, 0])
-    if "epsilon" in x:  # the observation is the greedy action
-        x["obs"], x["action"] = np.arange(size)[:, None] % 3 // 2 * 2, None
-        x["agent"] = SimpleNamespace(act=lambda obs: obs[:, 0].copy())
-    for name in ("log_prob", "log_alpha", "logits", "agent_logits", "demo_logits"):
-        x[name].requires_grad_()
-    return x
+        x["agent"] = x["self"] = original.ActorCritic(*[Box(-1, 1, (x["A"],))] * 2, hidden_size=1)
+        x["self"].actor = x["self"].critic = nn.Identity()
+        x["self"].log_std.data += x["log_std"]
+    if "rollout" in exercise:
+        x["rollout"] = list(zip(*(x[name].numpy() for name in exercise["rollout"])))
+    elif "batch" in exercise["arguments"]:
+        x["batch"] = original.Batch(*(x[name] for name in original.Batch._fields))
+    elif "envs" in exercise["arguments"]:
+        x["envs"] = SimpleNamespace(num_envs=x["N"], single_action_space=Discrete(3),
+                                    action_space=MultiDiscrete([3] * x["N"]))
+        x["obs"] = x["obs"].numpy()
+    return {name: x[name] for name in exercise["arguments"]}
 
 
-def outcome(function, inputs):
-    """{name: Entry} of what a part returns, of the gradients of its sum, and of its inputs afterwards."""
-    torch.manual_seed(0)
-    inputs = copy.deepcopy(inputs)
-    found = function(**inputs)
-    if isinstance(found, tuple) and isinstance(found[0], torch.distributions.Distribution):
-        policy, value = found
-        found = {"mean": policy.mean, "standard deviation": policy.stddev, "entropy": policy.entropy(),
-                 "log_prob(mean + 0.5)": policy.log_prob(policy.mean.detach() + 0.5), "value": value}
-    elif isinstance(found, (tuple, list)):
-        found = {f"result {i}": x for i, x in enumerate(found, 1)}
-    elif not isinstance(found, dict):
-        found = {"result": found}
-    elif np.size(found.get("action", 0)) > 50:
-        found = {"shares of the actions": np.bincount(found["action"], minlength=3) / len(found["action"])}
+def outcome(part, exercise, inputs):
+    """What a part returns, and what it does to its inputs: {name: value}."""
+    def run(numpy_seed, torch_seed):
+        np.random.seed(numpy_seed)
+        torch.manual_seed(torch_seed)
+        return part(**inputs)
+
+    result, names = run(0, 0), exercise["results"]
+    results = result if isinstance(result, (tuple, list)) else [result]
+    found = {f"number of results ({', '.join(names)})": len(results), **dict(zip(names, results))}
+    if isinstance(result, torch.distributions.Distribution):
+        log_prob = result.log_prob(result.mean.detach() + 0.5)
+        found = {"mean": result.mean, "standard deviation": result.stddev,
+                 "entropy": result.entropy(), "log_prob(mean + 0.5)": log_prob}
+    elif isinstance(result, nn.Module):
+        found = dict(result.named_parameters(names[0]))
+    elif names == ["action"] and np.size(result) > WHOLE:
+        fractions = np.array([np.mean(result == action) for action in range(3)])
+        found = {"fraction of each action": fractions.round(1),  # to a digit, as it is random
+                 "same actions with the same np.random.seed": np.array_equal(result, run(0, 1)),
+                 "same actions with another np.random.seed": np.array_equal(result, run(1, 0))}
     learned = [x.sum() for x in found.values() if isinstance(x, torch.Tensor) and x.requires_grad]
     if learned:
         sum(learned).backward()
     for name, value in inputs.items():
-        for key, x in value.named_parameters(name) if isinstance(value, nn.Module) else [(name, value)]:
-            if isinstance(x, torch.Tensor) and key not in found:
+        module = isinstance(value, nn.Module)
+        for key, x in value.named_parameters(name) if module else [(name, value)]:
+            if isinstance(x, torch.Tensor) and name not in names:
                 gradient = x.grad if x.grad is not None and x.grad.any() else None
                 found |= {f"gradient of {key}": gradient, f"{key} afterwards": x}
-    return {name: next(iter(describe(name, value)), None) for name, value in found.items()}
+    return found
 
 
 def compare(want, have):
-    """The differences between the outcomes of two parts, each as a sentence."""
+    """The first difference between two outcomes, as a sentence."""
+    def numbers(value):
+        return " ".join(f"{x.shape} {x.text}".strip() for x in describe("", value)) or "nothing"
+
+    def kind(value):
+        return f"a {type(value).__name__} {getattr(value, 'dtype', '')}".strip()
+
     for name, x in want.items():
-        y, tolerance = have.get(name), 0.05 if name.startswith("shares") else 1e-5  # shares are random
-        if x is not y and not (x and y and x.shape == y.shape
-                               and np.allclose(x.array, y.array, 1e-4, tolerance)):
-            expected, got = (f"{entry.shape} {entry.text}".strip() if entry else "none" for entry in (x, y))
-            yield f"{name}: expected {expected}, got {got}"
+        y = have.get(name)
+        try:
+            torch.testing.assert_close(y, x, rtol=1e-4, atol=1e-5)
+        except (AssertionError, TypeError):  # it raises TypeError where one is a NumPy array
+            tell = kind if numbers(x) == numbers(y) else numbers
+            return f"{name}: expected {tell(x)}, got {tell(y)}"
+    return ""
 
 
-def find_blank(source, exercise):
-    """The first and the last line of a part, found by name and by how the lines begin."""
-    node, lines = ast.parse(source), source.splitlines()
+def find_lines(lines, exercise):
+    """The first and the last line of a part of a script, found by name and by how they begin."""
+    node = ast.parse("\n".join(lines))
     for name in exercise["part"].split("."):
         node = next(x for x in node.body if getattr(x, "name", "") == name)
     if "first" not in exercise:
         return node.body[1].lineno, node.end_lineno  # all but the docstring
-    first, last = ([x for x in ast.walk(node) if isinstance(x, ast.stmt) and lines[
-        x.lineno - 1].strip().startswith(exercise[key])][0] for key in ("first", "last"))
+    statements = [x for x in ast.walk(node) if isinstance(x, ast.stmt)]
+    first, last = (next(x for x in statements if lines[x.lineno - 1].strip().startswith(start))
+                   for start in (exercise["first"], exercise["last"]))
     return first.lineno, last.end_lineno
 
 
-def load_original(name):
-    """The script as a module, with the functions that are exercises only."""
-    extra = "".join(exercise["extra"] + "\n\n\n" for exercise in EXERCISES[name] if "extra" in exercise)
-    path = ROOT / f"{name}.py"
-    return load_script(path, path.read_text().replace("def evaluate(", f"{extra}def evaluate("))
-
-
-def make_file(original):
-    """The text of the script with a hint in place of each part."""
-    lines, parts = original.source.splitlines(), enumerate(EXERCISES[original.__name__], 1)
-    blanks = [(*find_blank(original.source, exercise), i, exercise) for i, exercise in parts]
+def make_file(name):
+    """The text of a script with a hint in place of each part."""
+    lines = (ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines()
+    blanks = [(*find_lines(lines, x), i, x) for i, x in enumerate(EXERCISES[name], 1)]
     for first, last, i, exercise in sorted(blanks, key=lambda blank: -blank[0]):  # from the end on
-        margin = lines[first - 1][:-len(lines[first - 1].lstrip())]
-        text = [f"# EXERCISE {i}: {exercise['hint']}", f"# Read {exercise['paper']}.",
-                f'raise NotImplementedError("exercise {i}")', f"# END OF EXERCISE {i}"]
-        lines[first - 1:last] = [margin + line for part in text for line in textwrap.wrap(
-            part, 100 - len(margin), subsequent_indent="# ", break_on_hyphens=False)]
-    return "\n".join(["# Replace each NotImplementedError, between its EXERCISE and END, then run\n# python "
-                      f"demos/exercise.py --check exercise_{original.__name__}.py", *lines, ""])
+        margin = " " * (len(lines[first - 1]) - len(lines[first - 1].lstrip()))
+        hint = textwrap.wrap(f"EXERCISE {i}: {exercise['hint']} Read {exercise['paper']}.",
+                             95 - len(margin), break_on_hyphens=False)
+        lines[first - 1:last] = [*(f"{margin}# {line}" for line in hint),
+                                 f'{margin}raise NotImplementedError("exercise {i}")',
+                                 f"{margin}# END OF EXERCISE {i}"]
+    head = ["# Replace each NotImplementedError, between EXERCISE and END OF EXERCISE. Then run",
+            f"# python demos/exercise.py --check exercise_{name}.py"]
+    return "\n".join([*head, *lines, ""])
 
 
-def get_part(module, exercise, code, above=0):
-    """A part as a function of its inputs: a function of the module, or `code`, below `above` other lines."""
-    def run(**names):
-        names = {**vars(module), **names}
-        exec(compile("\n" * above + textwrap.dedent(code), module.__file__, "exec"), names)
-        return {exercise["result"]: names[exercise["result"]]}
-    return run if "result" in exercise else eval(exercise["part"], vars(module))
+def find_marks(lines, i):
+    """The lines between which part i of the student stands, or 0 and 0."""
+    starts = f"# EXERCISE {i}:", f"# END OF EXERCISE {i}"
+    marks = [number for number, line in enumerate(lines, 1) if line.strip().startswith(starts)]
+    return marks if len(marks) == 2 else (0, 0)
 
 
-def check(i, exercise, original, student):
-    """The verdict on a part: "right", "not yet", or "wrong" and the lines that show it."""
-    own = re.search(rf"# EXERCISE {i}\b.*?\n(.*?)\n *# END OF EXERCISE {i}\n", student.source, re.S)
-    if not own:
-        return f"wrong: expected the lines `# EXERCISE {i}` and `# END OF EXERCISE {i}`"
-    lines, (first, last) = original.source.splitlines(), find_blank(original.source, exercise)
-    above, code = student.source[:own.start(1)].count("\n"), "\n".join(lines[first - 1:last])
-    source = "\n" * (above + 1 - first) + "\n".join([*lines[:first - 1], own[1], *lines[last:]])
-    module = load_script(Path(student.__file__), source, vars(student))  # the original, but for this part
-    right, part = get_part(original, exercise, code), get_part(module, exercise, own[1], above)
-    names = re.findall(r"\w+", code) if "result" in exercise else inspect.signature(right).parameters
-    for label, size, special in exercise["cases"]:
-        inputs = make_inputs(original, size, special)
-        shown = {name: inputs[name] for name in dict.fromkeys(names) if name in inputs}
-        given = inputs if "result" in exercise else shown
-        want, config = outcome(right, given), inputs["config"]
-        try:
-            with warnings.catch_warnings(record=True) as warned:  # of shapes that do not fit
-                told = list(compare(want, outcome(part, given)))[:1]
-        except NotImplementedError:
+def get_part(module, exercise, lines, first, last):
+    """A part of a script as a function of its inputs."""
+    if exercise["part"] != "main":
+        return operator.attrgetter(exercise["part"])(module)
+
+    # Lines of main are no function that could be called. Here the text is the subject: these lines
+    # are compiled alone, and run with the inputs as variables.
+    assert first, "the comments EXERCISE and END OF EXERCISE are missing"
+    main = next(x for x in ast.parse("\n".join(lines)).body if getattr(x, "name", "") == "main")
+    loop = next(x for x in main.body if isinstance(x, ast.For))
+    statements = [x for x in loop.body if first <= x.lineno <= last]
+    code = compile(ast.Module(statements, []), module.__file__, "exec")
+
+    def run(**inputs):
+        names = {**vars(module), **inputs}
+        exec(code, names)
+        return names.get(exercise["results"][0])
+    return run
+
+
+def attempt(function, *values):
+    """What a function returns, and what it raises, be it that it takes too long."""
+    timer = threading.Timer(SECONDS, _thread.interrupt_main)  # as if somebody pressed Ctrl-C
+    timer.start()
+    try:
+        return function(*values), None
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        return None, error
+    finally:
+        timer.cancel()
+
+
+def explain(error, path):
+    """What an error says, and the last of the student's lines on its way."""
+    lines = [f"line {x.lineno}: {x.line}\n" for x in traceback.extract_tb(error.__traceback__)
+             if x.filename == str(path)]
+    text = traceback.format_exception_only(error)
+    if isinstance(error, KeyboardInterrupt):
+        text = [f"stopped, because it took more than {SECONDS} seconds"]
+    if isinstance(error, SystemExit):
+        text = ["this line ends the program"]
+    return textwrap.indent("".join([*lines[-1:], *text]).strip(), "      ").strip()
+
+
+def check(i, original, path):
+    """The verdict on part i: "right", "not yet", or "wrong" and the lines that show it."""
+    exercises, student = EXERCISES[original.__name__], load_script(path)
+    exercise = exercises[i - 1]
+    for other in exercises:
+        if other is not exercise and other["part"] != "main":
+            *owner, name = other["part"].split(".")
+            owner = getattr(student, owner[0]) if owner else student
+            setattr(owner, name, operator.attrgetter(other["part"])(original))
+    lines = Path(original.__file__).read_text(encoding="utf-8").splitlines()
+    right = get_part(original, exercise, lines, *find_lines(lines, exercise))
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    part, error = attempt(get_part, student, exercise, lines, *find_marks(lines, i))
+    if error:
+        return f"wrong: {explain(error, path)}"
+    for label, case in exercise["cases"]:
+        want = outcome(right, exercise, make_inputs(original, exercise, case))
+        inputs = make_inputs(original, exercise, case)
+        have, error = attempt(outcome, part, exercise, inputs)
+        if isinstance(error, NotImplementedError):
             return "not yet"
-        except Exception as error:
-            places = [f"line {x.lineno}: {x.line}" for x in traceback.extract_tb(error.__traceback__)
-                      if x.filename == student.__file__]
-            told = [*places[-1:], f"{type(error).__name__}: {error}"]
+        told = explain(error, path) if error else compare(want, have)
         if told:
-            shown |= {key: inputs[key] for key in (inputs["steps"] if "rollout" in shown else ())}
-            shown |= {f"config.{key}": getattr(config, key) for key in re.findall(r"config\.(\w+)", code)}
-            told += [str(warning.message).split(". ")[0] for warning in warned]
-            for name in [name for name, x in shown.items() if isinstance(x, nn.Module)]:
-                shown |= shown.pop(name).named_parameters(name)
-            entries = [f"{x.name} {x.shape} = {x.text}" for x in describe("", shown) if x.array.size <= WHOLE
-                       and not re.search(r"batch\..*obs|weight|bias", x.name)]
-            text = "\n      ".join([f"wrong: {label}", *exercise.get("note", ()), *entries, *told])
-            text = re.sub(r"torch.Size\(\[(.*?)\]\)", r"\1", text).replace("  =", " =")
-            return re.sub(r"\.at_(\w+)", r"(\1)", text)
+            shown = make_inputs(original, exercise, case)
+            if "rollout" in shown:
+                shown |= zip(exercise["rollout"], map(np.array, zip(*shown.pop("rollout"))))
+            shown |= {f"config.{name}": value for name, value in case.get("config", {}).items()}
+            entries = [" ".join(f"{x.name} {x.shape} = {x.text}".split())
+                       for x in describe("", shown)]
+            return "\n      ".join([f"wrong: {label}", *exercise.get("note", ()), *entries, told])
     return "right"
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser("exercise.py", description=__doc__.splitlines()[0])
-    parser.add_argument("script", type=script_path, help="dqn.py, ppo.py, pofd.py or sac.py; a file to check")
-    parser.add_argument("--check", action="store_true", help="check the parts that you have filled in")
+    parser.add_argument("script", type=script_path, help="dqn.py, ppo.py, ...; or a file to check")
+    parser.add_argument("--check", action="store_true", help="check the parts that you filled in")
     flags = parser.parse_args(argv)
     path, name = flags.script, flags.script.stem.removeprefix("exercise_")
     if name not in EXERCISES or flags.check == (path.stem == name):
-        parser.error("expected dqn.py, ppo.py, pofd.py or sac.py; with --check a file like exercise_dqn.py")
-    original, new = load_original(name), Path(f"exercise_{name}.py")
+        parser.error("expected dqn.py, ppo.py, pofd.py or sac.py, "
+                     "or --check and a file like exercise_dqn.py")
+    new = Path(f"exercise_{name}.py")
     if not flags.check:
         if new.exists():
             parser.error(f"{new} exists already and is left as it is")
-        new.write_text(make_file(original))
-        print(f"{new} has {len(EXERCISES[name])} exercises. Check: python demos/exercise.py --check {new}")
+        new.write_text(make_file(name), encoding="utf-8")
+        print(f"{new} has {len(EXERCISES[name])} exercises. To check your answers:\n"
+              f"python demos/exercise.py --check {new}")
         return
 
-    try:
-        student, done = load_script(path), True
-    except SyntaxError as error:
-        sys.exit("".join(traceback.format_exception_only(error)))
+    sys.dont_write_bytecode = True  # else Python may take two versions of one second for the same
+    sys.stdout.reconfigure(errors="replace")  # what the terminal cannot show
+    original, done = load_script(ROOT / f"{name}.py"), True
+    _, error = attempt(load_script, path)
+    if error:
+        sys.exit(f"{path.name} does not run:\n      {explain(error, path)}")
     for i, exercise in enumerate(EXERCISES[name], 1):
-        verdict = check(i, exercise, original, student)
-        done &= verdict == "right" or verdict == "not yet" and "extra" in exercise
-        print(f"{i}  {exercise['name']:<22} {verdict}")
+        verdict = check(i, original, path)
+        done &= verdict == "right"
+        print(f"{i}  {exercise['name']:<22} {verdict}", flush=True)
     if done:
-        demo = f' --demo "{ROOT}/demos/{original.Config.env_id.split(":")[-1]}.npz"' * (name == "pofd")
-        print(f'All right. To train with your lines: PYTHONPATH="{ROOT}" python {path.name}{demo}')
+        print(f"All right. {path.name} trains with your lines, best in the folder {ROOT}.")
     sys.exit(not done)
 
 

@@ -1,22 +1,22 @@
-"""Record demonstrations in D4RL's format (.npz): few, and imperfect on purpose.
+"""Record demonstrations: an agent or a rule plays, with noise, so that the teacher isn't perfect.
 
-`python demos/record.py ppo.py --load agent.pt --noise 0.5 -o mine.npz` plays what `--save` wrote, with noise.
-An earlier ppo.py made the files in this folder by these commands (today they give others of the same kind):
+`--load` plays what a script's `--save` wrote. The file that is written has D4RL's keys. These
+commands made the files in this folder, with the ppo.py of their time:
 
-    python ppo.py --env-id demos.pendulums:InvertedPendulumPyBulletEnv-v0 --save single.pt
-    python demos/record.py ppo.py --load single.pt --noise 0.3 --epsilon 0.6 --seed 3 \\
+    python demos/record.py swing_up --noise 0.3 --steps 300 --seed 5 \\
+        -o demos/InvertedPendulumSwingupPyBulletSparseEnv-v0.npz
+    python ppo.py --env-id demos.pendulums:InvertedPendulumPyBulletEnv-v0 --save one.pt
+    python demos/record.py ppo.py --load one.pt --noise 0.3 --epsilon 0.6 --seed 3 \\
         --env-id demos.pendulums:InvertedPendulumPyBulletSparseEnv-v0 \\
         -o demos/InvertedPendulumPyBulletSparseEnv-v0.npz
-    python ppo.py --env-id demos.pendulums:InvertedDoublePendulumPyBulletSparseEnv-v0 --save double.pt
-    python demos/record.py ppo.py --load double.pt --noise 0.5 --epsilon 0.18 --seed 4 \\
-        -o demos/InvertedDoublePendulumPyBulletSparseEnv-v0.npz
-    python demos/record.py swing -o demos/MountainCarContinuous-v0.npz
-"""
+    python ppo.py --env-id demos.pendulums:InvertedDoublePendulumPyBulletSparseEnv-v0 --save two.pt
+    python demos/record.py ppo.py --load two.pt --noise 0.5 --epsilon 0.18 --seed 4 \\
+        -o demos/InvertedDoublePendulumPyBulletSparseEnv-v0.npz"""
 import argparse
-import os
+import dataclasses
+import importlib.util
 import sys
-import types
-from dataclasses import fields, replace
+import zipfile
 from pathlib import Path
 
 import gymnasium as gym
@@ -25,6 +25,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for demos.pendulums
+KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")  # D4RL's
+SWING_UP = "demos.pendulums:InvertedPendulumSwingupPyBulletSparseEnv-v0"
+WRONG_INPUT = argparse.ArgumentTypeError, AssertionError, ImportError, ValueError, gym.error.Error
 
 
 def script_path(name):
@@ -32,98 +35,128 @@ def script_path(name):
     for path in (Path(name), ROOT / name):
         if path.suffix == ".py" and path.is_file():
             return path.resolve()
-    raise argparse.ArgumentTypeError(f"{name}: no such script, expected dqn.py, ppo.py, pofd.py or sac.py")
+    raise argparse.ArgumentTypeError(
+        f"{name}: no such script, expected dqn.py, ppo.py, pofd.py or sac.py")
 
 
-def load_script(path, source=None, names=()):
-    """A script as a module, run from its text, where `names` are known. Its folder may hold environments."""
-    module = types.ModuleType(path.stem)
-    vars(module).update(names)
-    module.__file__, module.source = str(path), source or path.read_text()
+def new_file(*suffixes):
+    """For argparse: a function that checks the path of a file to write."""
+    def check(name):
+        path = Path(name)
+        if path.suffix in suffixes and path.absolute().parent.is_dir():
+            return path
+        endings = " or ".join(suffixes)
+        raise argparse.ArgumentTypeError(f"{name}: expected a {endings} in a folder that exists")
+    return check
+
+
+def load_script(path):
+    """Import a script as a module. Its folder may hold the environments that it trains on."""
     sys.path.insert(0, str(path.parent))
-    exec(compile(module.source, path, "exec"), vars(module))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 
 def make_config(module, flags, **defaults):
     """The script's Config for its own flags; `defaults` replace the script's."""
     parser = argparse.ArgumentParser(f"{module.__name__}.py")
-    for field in fields(module.Config):
+    for field in dataclasses.fields(module.Config):
         default = defaults.get(field.name, field.default)
         parser.add_argument("--" + field.name.replace("_", "-"), type=field.type, default=default)
     return module.Config(**vars(parser.parse_args(flags)))
 
 
 def make_agent(module, config):
-    """The agent as it is before training: `main` makes it, and has no step to take."""
+    """The agent before training: the script's network that has a method `act`."""
+    envs = gym.make_vec(config.env_id, num_envs=1)
+    envs.close()
+    torch.manual_seed(config.seed)
+    network = next(value for value in vars(module).values() if hasattr(value, "act"))
+    return network(envs.single_observation_space, envs.single_action_space, config.hidden_size)
+
+
+def load_agent(module, path, env_id=None):
+    """What the script's `--save` wrote, an agent and its Config. `env_id` replaces its own."""
+    assert zipfile.is_zipfile(path), f"{path}: expected a file that a script's --save wrote"
     try:
-        return module.main(replace(config, total_timesteps=0))
-    except UnboundLocalError as error:  # at its end `main` asks for its last step, in vain
-        return error.__traceback__.tb_next.tb_frame.f_locals["agent"]
-
-
-def load_agent(module, path):
-    """The agent that the script's `--save` wrote, and its Config."""
-    if Path(path).read_bytes()[:2] != b"PK":  # torch.save makes a zip file
-        raise ValueError(f"{path}: expected a file that the script's --save wrote")
-    saved = torch.load(path, weights_only=True)
-    config = module.Config(**saved["config"])
-    agent = make_agent(module, config)
-    agent.load_state_dict(saved["weights"])
+        saved = torch.load(path, weights_only=True)
+        config = module.Config(**saved["config"])
+        assert vars(config).keys() == saved["config"].keys(), "it has other settings"
+        config = dataclasses.replace(config, env_id=env_id or config.env_id)
+        agent = make_agent(module, config)
+        agent.load_state_dict(saved["weights"])
+    except (AssertionError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{path}: not an agent of this {module.__name__}.py: {error}") from None
     return agent, config
 
 
-def swing(obs):
-    """A rule for MountainCarContinuous-v0: full force in the direction in which the car rolls."""
-    return np.where(obs[:, 1:] < 0, -1, 1).astype(np.float32)
+def swing_up(obs):
+    """A rule for the swing-up: pump energy into the pole, then catch it near the top."""
+    x, vx, cos, sin, speed = obs.T
+    angle = np.arctan2(sin, cos)
+    pump = -np.sign(speed * cos) - 0.35 * x
+    catch = 5.5 * angle + 0.63 * speed + 0.1 * x + 0.5 * vx
+    action = np.where(cos > 0.65, catch, pump)
+    return np.clip(action, -1, 1)[:, None].astype(np.float32)
 
 
-def record(act, env_id, episodes, noise, epsilon, seed):
-    """Play `episodes` side by side: D4RL's arrays, one episode after the other, and the returns."""
+def record(act, env_id, episodes, steps, noise, epsilon, seed):
+    """Play episodes side by side, each for at most `steps`: D4RL's arrays, and the returns."""
     envs = gym.make_vec(env_id, num_envs=episodes)
     space, rng = envs.single_action_space, np.random.default_rng(seed)
-    envs.action_space.seed(seed)
+    envs.action_space.seed(seed + 1)  # not the numbers that decide where to act at random
     obs, _ = envs.reset(seed=seed)
-    steps, running = [], np.ones(episodes, bool)
+    limit = steps or envs.spec.max_episode_steps or 1_000
+    running, rows = np.ones(episodes, bool), []
     while running.any():
+        obs = np.copy(obs)  # some environments use theirs again
         action, random_action = act(obs), envs.action_space.sample()
         if isinstance(space, gym.spaces.Box):
-            action = np.clip(action + noise * rng.standard_normal(action.shape), space.low, space.high)
-        random = rng.random((episodes,) + (1,) * (action.ndim - 1)) < epsilon
-        action = np.where(random, random_action, action).astype(space.dtype)  # as executed
+            action = action + noise * rng.standard_normal(action.shape)
+            action = np.clip(action, space.low, space.high)
+        chosen = rng.random(episodes) < epsilon
+        action[chosen] = random_action[chosen]
+        action = action.astype(space.dtype)  # as executed
         next_obs, reward, terminated, truncated, _ = envs.step(action)
-        steps.append((obs, action, reward.astype(np.float32), terminated, truncated, running))
-        running, obs = running & ~(terminated | truncated), next_obs
+        timeout = np.logical_or(truncated, len(rows) + 1 >= limit)
+        reward, terminated = np.array(reward, np.float32), np.array(terminated, bool)
+        rows.append((obs, action, reward, terminated, timeout, running))
+        obs, running = next_obs, running & ~(terminated | timeout)
     envs.close()
-    *arrays, running = (np.array(x).swapaxes(0, 1) for x in zip(*steps))  # (episodes, steps, ...)
-    keys = ("observations", "actions", "rewards", "terminals", "timeouts")
-    return {key: array[running] for key, array in zip(keys, arrays)}, (arrays[2] * running).sum(1)
+    *arrays, running = (np.array(column).swapaxes(0, 1) for column in zip(*rows))
+    returns = np.sum(arrays[2] * running, axis=1)
+    return {key: array[running] for key, array in zip(KEYS, arrays)}, returns
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser("record.py", description=__doc__.splitlines()[0])
-    parser.add_argument("script", type=lambda name: name if name == "swing" else script_path(name),
-                        help="the script whose --save wrote the agent; or swing")
-    parser.add_argument("--load", help="what --save wrote")
-    parser.add_argument("--env-id", help="by default the one on which the agent was trained")
-    parser.add_argument("--episodes", type=int, default=5)
-    parser.add_argument("--noise", type=float, default=0.5, help="standard deviation added to each action")
-    parser.add_argument("--epsilon", type=float, default=0.0, help="probability of a random action instead")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("-o", "--output", required=True, help="the .npz to write")
+    add = parser.add_argument
+    add("player", help="the script whose --save wrote the agent, or swing_up")
+    add("--load", help="what --save wrote")
+    add("--env-id", help="by default the one on which the agent was trained")
+    add("--episodes", type=int, default=5, help="(%(default)s)")
+    add("--steps", type=int, help="per episode, at most (the environment's limit, or else 1,000)")
+    add("--noise", type=float, default=0.5, help="std of noise on actions in a Box (%(default)s)")
+    add("--epsilon", type=float, default=0.0, help="share of random actions (%(default)s)")
+    add("--seed", type=int, default=1, help="(%(default)s)")
+    add("-o", "--output", required=True, type=new_file(".npz"), help="the file to write")
     flags = parser.parse_args(argv)
-    act, env_id = swing, "MountainCarContinuous-v0"
-    if flags.script != "swing":
-        if not flags.load:
-            parser.error("expected --load and what the script's --save wrote")
-        agent, config = load_agent(load_script(flags.script), flags.load)
-        act, env_id = agent.act, flags.env_id or config.env_id
-    data, returns = record(act, env_id, flags.episodes, flags.noise, flags.epsilon, flags.seed)
-    with open(f"{flags.output}.tmp", "wb") as file:
-        np.savez_compressed(file, **data)
-    os.replace(f"{flags.output}.tmp", flags.output)
-    print(f"{flags.output}: {flags.episodes} episodes of {env_id}, {len(data['rewards']):,} steps, "
-          f"mean return {returns.mean():.1f} ({', '.join(f'{x:g}' for x in returns)})")
+    if (flags.player == "swing_up") == bool(flags.load):
+        parser.error("expected a script and --load, or swing_up")
+    act, env_id = swing_up, flags.env_id or SWING_UP
+    if flags.load:
+        try:
+            module = load_script(script_path(flags.player))
+            agent, config = load_agent(module, flags.load, flags.env_id)
+        except WRONG_INPUT as error:
+            parser.error(error)
+        act, env_id = agent.act, config.env_id
+    data, returns = record(
+        act, env_id, flags.episodes, flags.steps, flags.noise, flags.epsilon, flags.seed)
+    np.savez_compressed(flags.output, **data)
+    print(f"{flags.output}: {len(data['rewards']):,} steps, returns {returns.tolist()}")
 
 
 if __name__ == "__main__":

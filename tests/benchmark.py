@@ -1,250 +1,154 @@
-"""Train every script on its tasks, ten seeds each: `python tests/benchmark.py` makes the runs that
-tests/results.jsonl lacks, or has of other code or settings, and goes on there after an interruption. With
-`--report` it fills the figures into tests/RESULTS.md and README.md and draws demos/learning_curves.png.
+"""Train all of experiments.py with all seeds: `python tests/benchmark.py` makes the missing runs.
+
+Each run is a process of its own and adds a line to tests/results.jsonl. Stop it whenever you like:
+it goes on where it stopped. `--report` writes the figures into README.md and tests/RESULTS.md.
 """
 import argparse
 import ast
 import hashlib
+import inspect
 import json
-import re
+import subprocess
 import sys
+import tempfile
 import time
-import types
-from contextlib import suppress
-from multiprocessing import current_process, get_context
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import replace
+from statistics import median
 
-if current_process().name == "MainProcess":  # those that train should not pay for it
-    import pandas as pd
-TOP = Path(__file__).resolve().parent.parent
-RESULTS, PICTURE = TOP / "tests/results.jsonl", TOP / "demos/learning_curves.png"
-COLUMNS = ["table", "run", "seed", "hash", "steps", "cpu", "return", "worst", "curve", "rows"]
-sys.path.insert(0, str(TOP))  # for demos.pendulums
+import numpy as np
+
+from experiments import EXPERIMENTS, TASKS, TOP, train_peer
+from demos.record import load_script
+
+RESULTS = TOP / "tests/results.jsonl"
 
 
-class Experiment(NamedTuple):
-    """A script to train with several seeds, with settings other than its defaults or edits of its text."""
-    table: str  # where it is reported
-    name: str
-    script: str
-    goal: float  # the mean return that counts as solved
-    settings: dict = {}
-    edits: tuple = ()  # pairs: text of the script, what stands there instead
-    seeds: range = range(1301, 1311)
-    peer: dict = {}  # settings of Stable-Baselines3, which is then trained in place of the script
-
-    def code(self):
-        """The script's text with the edits made, each wherever its text stands."""
-        text = (TOP / f"{self.script}.py").read_text()
-        for old, new in self.edits:
-            assert old in text, f"{self.name}: {self.script}.py has no text {old!r}"
-            text = text.replace(old, new)
-        return text
-
-    def fingerprint(self):
-        """A short hash of what a run depends on: settings, and code without comments and docstrings."""
-        code = "" if self.peer else re.sub('""".*?"""', "0", self.code(), flags=re.DOTALL)
-        text = f"{ast.dump(ast.parse(code))} {self.settings} {self.peer}"
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
+def load(script):
+    """Import a script, anew at each call, so that a change of one leaves the others alone."""
+    return load_script(TOP / f"{script}.py")
 
 
-SINGLE, DOUBLE = "demos.pendulums:InvertedPendulumPyBullet", "demos.pendulums:InvertedDoublePendulumPyBullet"
-PPO_PENDULUM = dict(env_id="Pendulum-v1", gamma=0.9, gae_lambda=0.9, num_envs=16, num_steps=128,
-                    num_minibatches=8, learning_rate=1e-3, update_epochs=20, total_timesteps=102_400,
-                    eval_frequency=20_480)
-TASKS = {name: Experiment("tasks", name, name.split("/")[0], goal, settings) for name, goal, settings in (
-    ("dqn/CartPole-v1", 475, {}),
-    ("ppo/CartPole-v1", 495, {}),
-    ("ppo/Pendulum-v1", -300, PPO_PENDULUM),
-    ("ppo/single dense", 950, dict(env_id=f"{SINGLE}Env-v0")),
-    ("pofd/single", 475, {}),
-    ("pofd/double", 950, dict(env_id=f"{DOUBLE}SparseEnv-v0")),
-    ("pofd/mountain car", 90, dict(env_id="MountainCarContinuous-v0")),
-    ("sac/double", 950, {}),
-    ("sac/single dense", 950, dict(env_id=f"{SINGLE}Env-v0")),
-    ("sac/Pendulum-v1", -200, dict(env_id="Pendulum-v1", total_timesteps=10_000)),
-)}
-DEFAULTS = {task.script: task for task in TASKS.values() if not task.settings}
-RANDOM_POLICY = ("for key in spaces]\n", """for key in spaces]
-    demo[1] = np.random.default_rng(config.seed).uniform(-1, 1, demo[1].shape).astype(np.float32)
-    for stored, action in zip(*demo):  # what the first environment sees of a random policy
-        stored[:] = obs[0]
-        obs = envs.step(np.tile(action, (config.num_envs, 1)))[0]
-    obs, _ = envs.reset(seed=config.seed)
-""")
-CONTROLS = (  # of POfD: what the demonstrations must beat, and how much their weight matters
-    ("lambda = 0, which is PPO", dict(reward_lambda=0.0), ()),
-    ("D frozen, a constant bonus", dict(discriminator_learning_rate=0.0), ()),
-    ("demonstrations of a random policy", {}, (RANDOM_POLICY,)),
-)
-PEERS = {  # as in rl-baselines3-zoo, hyperparams/*.yml; lin_ falls to zero
-    "dqn/CartPole-v1": dict(
-        algorithm="DQN", n_envs=1, total_timesteps=50_000, learning_rate=2.3e-3, batch_size=64, gamma=0.99,
-        buffer_size=100_000, learning_starts=1_000, target_update_interval=10, train_freq=256,
-        gradient_steps=128, exploration_fraction=0.16, exploration_final_eps=0.04,
-        policy_kwargs={"net_arch": [256, 256]}),
-    "ppo/CartPole-v1": dict(
-        algorithm="PPO", n_envs=8, total_timesteps=100_000, learning_rate="lin_0.001", clip_range="lin_0.2",
-        n_steps=32, batch_size=256, n_epochs=20, gamma=0.98, gae_lambda=0.8, ent_coef=0.0),
-}
-EXPERIMENTS = list(TASKS.values())
-for task in TASKS["pofd/single"], TASKS["pofd/double"], TASKS["pofd/mountain car"]:
-    for name, change, edits in CONTROLS:
-        EXPERIMENTS.append(task._replace(table="controls", name=f"{task.name}, {name}", edits=edits,
-                                         settings={**task.settings, **change}, seeds=range(1301, 1306)))
-for name, peer in PEERS.items():
-    EXPERIMENTS.append(TASKS[name]._replace(table="peers", peer=peer, seeds=range(1301, 1306)))
+def essence(node):
+    """Code as nested lists, without comments, docstrings, and what versions of Python differ in."""
+    if isinstance(node, list):
+        return [essence(item) for item in node
+                if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    values = [(name, essence(value)) for name, value in ast.iter_fields(node) if value not in (None, [])]
+    return [type(node).__name__, values]
 
 
-def train_peer(module, config, peer, report):
-    """Train Stable-Baselines3, evaluated as often as our script and ended by the same rule."""
-    import stable_baselines3 as sb3
-    module.torch.set_num_threads(1)
-    algorithm, n_envs, total = (peer.pop(key) for key in ("algorithm", "n_envs", "total_timesteps"))
-    for key, value in peer.items():
-        if str(value).startswith("lin_"):
-            peer[key] = lambda left, first=float(value[4:]): left * first
-    envs = sb3.common.env_util.make_vec_env(config.env_id, n_envs, seed=config.seed)
-    model = getattr(sb3, algorithm)("MlpPolicy", envs, seed=config.seed, device="cpu", **peer)
-    threshold = envs.envs[0].spec.reward_threshold
-    agent = types.SimpleNamespace(act=lambda obs: model.predict(obs, deterministic=True)[0])
-
-    def unsolved(*_):
-        step = model.num_timesteps
-        if step % config.eval_frequency >= n_envs and step < total:
-            return True
-        returns = module.evaluate(agent, config.env_id, 100, config.seed + step)
-        report(f"step {step}  return {returns.mean()}")
-        if returns.mean() - returns.std() >= threshold:
-            returns = module.evaluate(agent, config.env_id, 100, config.seed + step + 1_000)
-        return bool(returns.mean() - returns.std() < threshold)
-
-    model.learn(total, callback=unsolved)
-    return agent
+def fingerprint(experiment):
+    """A hash of what a run depends on: settings, code, and demonstrations."""
+    config = load(experiment.script).Config(**experiment.settings)
+    code = [inspect.getsource(function)
+            for function in (experiment.change, experiment.recording) if function]
+    facts = [experiment.settings, experiment.peer]
+    if experiment.peer:
+        facts += [config.total_timesteps, config.eval_frequency, config.eval_episodes]
+        code.append(inspect.getsource(train_peer))
+    else:
+        code.append((TOP / f"{experiment.script}.py").read_text(encoding="utf-8"))
+    if "demos.pendulums" in config.env_id:
+        code.append((TOP / "demos/pendulums.py").read_text(encoding="utf-8"))
+    if experiment.script == "pofd" and not experiment.peer:
+        path = config.demo or f"demos/{config.env_id.split(':')[-1]}.npz"
+        facts.append((TOP / path).read_bytes())
+    facts += [essence(ast.parse(text)) for text in code]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:8]
 
 
-def run(job):
-    """Train and judge an experiment with a seed, in a process made for it: a row for results.jsonl."""
-    experiment, seed = job
-    module, reports, agent = types.ModuleType(experiment.script), [], None
-    module.__file__ = str(TOP / f"{experiment.script}.py")  # demos/ is looked for beside it
-    exec(compile(experiment.code(), module.__file__, "exec"), module.__dict__)
-    config = module.Config(**experiment.settings, seed=seed)
-    with suppress(FloatingPointError):  # a broken script may diverge, and have no agent
-        agent = (train_peer(module, config, {**experiment.peer}, reports.append) if experiment.peer
-                 else module.main(config, reports.append))
-    curve = re.findall(r"step\W+(\d+).*?return\W*?(-?[\d.]+)", "\n".join(map(str, reports)))
-    row = {"table": experiment.table, "run": experiment.name, "seed": seed, "hash": experiment.fingerprint(),
-           "steps": int(curve[-1][0]) if curve else 0, "cpu": round(time.process_time(), 1)}  # with imports
-    if agent is not None:
-        returns = module.evaluate(agent, config.env_id, 100, 1_000_000 + seed)
-        row |= {"return": round(float(returns.mean()), 1), "worst": round(float(returns.min()), 1)}
-    if experiment.table == "tasks":  # for the picture, and for the README what one run prints
-        row["curve"] = [(int(step), float(mean)) for step, mean in curve]
-        row |= {"rows": reports} if experiment == DEFAULTS["dqn"] and seed == experiment.seeds[0] else {}
-    return row
+def run(experiment, seed):
+    """Train and judge an agent in this process: a row for results.jsonl."""
+    row = {"table": experiment.table, "run": experiment.name, "seed": seed,
+           "fingerprint": fingerprint(experiment)}
+    module, reports = load(experiment.script), []
+    if experiment.change:
+        experiment.change(module)
+    config = module.Config(**{"seed": seed, **experiment.settings})
+    with tempfile.TemporaryDirectory() as folder:
+        if experiment.recording:
+            np.savez(f"{folder}/demo.npz", **experiment.recording())
+            config = replace(config, demo=f"{folder}/demo.npz")
+        if experiment.peer:
+            agent = train_peer(module, config, experiment.peer, reports.append)
+        else:
+            agent = module.main(config, reports.append)
+    cpu = time.process_time()  # of the whole process, imports included
+    curve = [[report["step"], round(report["return"], 2)] for report in reports]
+    steps = curve[-1][0] if curve else 0
+    episodes = 20 if experiment.table == "elsewhere" else 100
+    returns = module.evaluate(agent, config.env_id, episodes, 1_000_000 + seed)
+    return {**row, "steps": steps, "cpu": round(cpu, 1), "return": round(returns.mean().item(), 2),
+            "worst": round(returns.min().item(), 2), "curve": curve,
+            "solved_by_itself": bool(curve) and steps < config.total_timesteps}
 
 
 def read():
-    """The rows of results.jsonl: a dict for each run."""
-    return [json.loads(line) for line in open(RESULTS)] if RESULTS.exists() else []
+    """The rows of results.jsonl, by table, run and seed; of two that are alike, the newer."""
+    if not RESULTS.exists():
+        return {}
+    rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    return {(row["table"], row["run"], row["seed"]): row for row in rows}
 
 
-def run_missing(experiments, seeds, jobs):
-    """Make the runs that are not there yet, a few at a time."""
-    rows = {tuple(row.values())[:4]: row for row in read()}  # by table, run, seed and hash
-    wanted = {(*e[:2], seed, e.fingerprint()): (e, seed) for e in experiments for seed in seeds or e.seeds}
-    missing = {key[:3]: job for key, job in wanted.items() if key not in rows}
-    RESULTS.write_text("".join(json.dumps(row) + "\n" for key, row in rows.items() if key[:3] not in missing))
-    with get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool, open(RESULTS, "a", buffering=1) as file:
-        for number, row in enumerate(pool.imap_unordered(run, missing.values()), 1):
+def to_do(experiments, seeds=None):
+    """The runs that are missing and those that are stale, two lists of (experiment, seed)."""
+    rows, missing, stale = read(), [], []
+    for experiment in experiments:
+        now = fingerprint(experiment)
+        for seed in seeds or experiment.seeds:
+            row = rows.get((experiment.table, experiment.name, seed))
+            if row is None:
+                missing.append((experiment, seed))
+            elif row.get("fingerprint") != now:
+                stale.append((experiment, seed))
+    return missing, stale
+
+
+def start(experiment, seed):
+    """Begin a run in a new process, which writes its row itself."""
+    return subprocess.Popen([sys.executable, __file__, "--run", f"{experiment.table}: {experiment.name}",
+                             "--seeds", str(seed)], cwd=TOP)
+
+
+def make(runs, jobs):
+    """Make runs, a few at a time."""
+    waiting, running = list(runs), []
+    while waiting or running:
+        running = [process for process in running if process.poll() is None]
+        while waiting and len(running) < jobs:
+            running.append(start(*waiting.pop(0)))
+        time.sleep(0.1)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser("benchmark.py", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--only", default="", help='the experiments with this in "table: name"')
+    add("--seeds", help="such as 3001-3010, in place of each experiment's own")
+    add("--jobs", type=int, default=2, help="processes at a time (%(default)s)")
+    add("--report", action="store_true", help="write the figures, run nothing")
+    add("--run", help=argparse.SUPPRESS)  # one experiment in this process
+    flags = parser.parse_args(argv)
+    seeds = None
+    if flags.seeds:
+        first, _, last = flags.seeds.partition("-")
+        seeds = range(int(first), int(last or first) + 1)
+    if flags.run:
+        experiment, = [e for e in EXPERIMENTS if f"{e.table}: {e.name}" == flags.run]
+        row = run(experiment, seeds[0])
+        with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-            print(f"{number} of {len(missing)}: {row}", flush=True)
-
-
-def found(experiments, rows):
-    """The experiments that have runs, each with a DataFrame of these: [(experiment, runs)]."""
-    frame = pd.DataFrame(rows, columns=COLUMNS).sort_values("seed")
-    runs = [(e, frame[(frame.table == e.table) & (frame.run == e.name)]) for e in experiments]
-    return [pair for pair in runs if len(pair[1])]
-
-
-def spread(values, digits=0):
-    """The median and, in brackets, the least and the greatest."""
-    middle, *ends = (f"{value:,.{digits}f}" for value in (values.median(), values.min(), values.max()))
-    return middle.replace("nan", "-") + (f" ({' to '.join(ends)})" if ends[0] != ends[1] else "")
-
-
-def cells(experiment, runs):
-    """What a table says of the runs of an experiment."""
-    solved = runs["return"] >= experiment.goal
-    failed = [f"{seed} ({mean:,.1f})" for seed, mean in zip(runs.seed[~solved], runs["return"][~solved])]
-    return {"goal": f"{experiment.goal:,}", "solved": f"{solved.sum()} of {len(runs)}",
-            "return": spread(runs["return"], 1), "worst episode": f"{runs.worst.min():,.1f}",
-            "steps": spread(runs.steps[solved]), "CPU s": spread(runs.cpu, 1), "failed": ", ".join(failed)}
-
-
-def figures(rows):
-    """What is known for the markers in the texts, by their names: texts, and tables as lists of dicts."""
-    lines = {"tasks": [], "controls": [], "peers": []}
-    texts = {f"{script} lines": str(task.code().count("\n")) for script, task in DEFAULTS.items()}
-    for experiment, runs in found(EXPERIMENTS, rows):
-        flags = [f" --{key.replace('_', '-')} {value}" for key, value in experiment.settings.items()]
-        program = "Stable-Baselines3" if experiment.peer else f"`{experiment.script}.py{''.join(flags)}`"
-        line = {"task": experiment.name, "program": program, **cells(experiment, runs)}
-        lines[experiment.table].append(line)
-        if experiment.table == "tasks" and experiment.name in PEERS:
-            lines["peers"].append(line)
-        if experiment.table == "controls":
-            texts[experiment.name] = line["solved"]
-        if experiment == DEFAULTS["dqn"]:
-            printed = [line for reports in runs.rows.dropna() for line in reports]
-            texts["rows"] = "\n".join(["\n```", *printed[:2], "...", *printed[-1:], "```\n"])
-        if experiment in DEFAULTS.values():
-            texts[experiment.script] = "{solved} seeds, {steps} steps, {CPU s} CPU seconds".format(**line)
-    return {**texts, **lines, "peers": sorted(lines["peers"], key=lambda line: line["task"])}
-
-
-def fill(text, figures):
-    """The text with the figures between their markers: `<!-- results: NAME -->...<!-- end -->`."""
-    for name, figure in figures.items():
-        if not isinstance(figure, str):
-            figure = f"\n\n{pd.DataFrame(figure).to_markdown(index=False, disable_numparse=True)}\n\n"
-        pattern = f"(<!-- results: {re.escape(name)} -->).*?(?=<!-- end -->)"
-        text = re.sub(pattern, lambda match, figure=figure: match[1] + figure, text, flags=re.DOTALL)
-    return text
-
-
-def draw(rows):
-    """The greedy return against steps: a line for each seed, up to where training ended itself."""
-    from matplotlib import pyplot as plt
-    figure = plt.figure(figsize=(9, 8), layout="constrained")
-    for number, (task, runs) in enumerate(panels := found(TASKS.values(), rows), 1):
-        axis = figure.add_subplot(-(-len(panels) // 3), 3, number)
-        for curve, *end in zip(runs.curve, runs.steps, runs["return"]):
-            axis.plot(*zip(*curve, end), ".-C0" if end[1] >= task.goal else ".-C3", lw=0.7, markevery=[-1])
-        axis.axhline(task.goal, color="gray", linestyle="--")
-        axis.set(title=task.name, xlabel="environment steps", ylabel="greedy return")
-    figure.savefig(PICTURE, dpi=150)
-
-
-def main(experiments, figures):
-    """The command line, also that of break_it.py."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", default="", help="such as 1301-1310; by default each experiment's own")
-    parser.add_argument("--only", default="", help="the experiments whose table or name contains this")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
-    parser.add_argument("--report", action="store_true", help="write down what is there, run nothing")
-    flags = parser.parse_args()
-    if flags.report:
-        for path in TOP / "tests/RESULTS.md", TOP / "README.md":
-            path.write_text(fill(path.read_text(), figures(read())))
-        return draw(read())
-    ends = [int(seed) for seed in flags.seeds.split("-") if seed]
-    seeds = ends and range(ends[0], ends[-1] + 1)
-    run_missing([e for e in experiments if flags.only in f"{e.table}: {e.name}"], seeds, flags.jobs)
+        print(f"{flags.run} {row['seed']}: return {row['return']} after {row['steps']:,} steps, "
+              f"{row['cpu']} CPU s", flush=True)
+        return
+    chosen = [e for e in EXPERIMENTS if flags.only in f"{e.table}: {e.name}"]
+    missing, stale = to_do(chosen, seeds)
+    print(f"{len(missing)} runs are missing, {len(stale)} are stale", flush=True)
+    make(missing + stale, flags.jobs)
 
 
 if __name__ == "__main__":
-    main(EXPERIMENTS, figures)
+    main()

@@ -1,25 +1,30 @@
-"""Tiny environments with known answers, `probes:Name-v0`; those that end in Box take a Box of actions."""
-
+"""Tiny environments with known answers: `probes:Name-v0`, or NameBox for actions in a Box."""
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 
 class Chain(gym.Env):
-    """Walks through the observations (0, episode), (1, episode), ... and ends after `length` steps.
+    """Walks through the observations (0, episode), (1, episode), ... until it ends.
 
-    It ends by termination, by truncation, or by one and the other in turn ("both").
-    It pays 1 for the last step ("end"), for each ("step"), or by the action: Discrete 1 if it is 1, Box less
-    the squared distance to 3/4 of the way from its lower bound to its upper one; or NaN from step 40 on.
+    It ends by termination, by truncation, by one and the other in turn ("both"), or after 2 to 8
+    steps by termination if they are even ("any").
+    It pays a unit for the last step ("end"), for each ("step"), or for the action 1; in a Box it
+    takes the squared distance from 3/4 of the way between the bounds.
     """
-
-    def __init__(self, action_space, length=1, ends="terminated", pays="end"):
-        self.length, self.ends, self.pays, self.episode, self.steps = length, ends, pays, -1, 0
+    def __init__(self, action_space, length=1, ends="terminated", pays="end", unit=1.0):
+        self.length, self.ends, self.pays, self.unit = length, ends, pays, unit
         self.observation_space, self.action_space = Box(-np.inf, np.inf, (2,)), action_space
+        self.episode = -1
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.number, self.episode = 0, self.episode + 1
+        self.truncates = self.ends == "truncated" or self.ends == "both" and self.episode % 2
+        if self.ends == "any":
+            self.length = self.np_random.integers(2, 9)
+            self.truncates = self.length % 2
         return self.observation(), {}
 
     def observation(self):
@@ -27,7 +32,7 @@ class Chain(gym.Env):
 
     def step(self, action):
         assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
-        self.number, self.steps = self.number + 1, self.steps + 1
+        self.number += 1
         end = self.number == self.length
         reward = float(end or self.pays == "step")
         if self.pays == "action" and isinstance(self.action_space, Box):
@@ -35,56 +40,57 @@ class Chain(gym.Env):
             reward = -float(np.square(action - best).sum())
         elif self.pays == "action":
             reward = float(action == 1)
-        elif self.pays == "nan" and self.steps >= 40:
-            reward = np.nan
-        truncated = self.ends == "truncated" or self.ends == "both" and self.episode % 2 == 1
-        return self.observation(), reward, end and not truncated, end and truncated, {}
+        flags = end and not self.truncates, end and bool(self.truncates)
+        return self.observation(), self.unit * reward, *flags, {}
 
 
-class Lengths(Chain):
-    """Episodes of 2 to 8 steps that pay 1 each. The even ones terminate, the odd ones are truncated."""
-    def reset(self, *, seed=None, options=None):
-        result = super().reset(seed=seed)
-        self.length = self.np_random.integers(2, 9)
-        self.ends = "truncated" if self.length % 2 else "terminated"
-        return result
+class Dice(Chain):
+    """Draws from NumPy's global generator, as environments should not."""
+    def observation(self):
+        return np.random.rand(2).astype(np.float32)
 
 
-class Spaces(gym.Env):
-    """Any two spaces."""
-    def __init__(self, observation_space, action_space):
-        self.observation_space, self.action_space = observation_space, action_space
+class Vector(SyncVectorEnv):
+    """Lengths side by side. Returns the same arrays at each step, and 0 and 1 as flags."""
+    def __init__(self, num_envs, action_space, mode=AutoresetMode.NEXT_STEP):
+        envs = [lambda: Chain(action_space, ends="any", pays="step")] * num_envs
+        super().__init__(envs, copy=False, autoreset_mode=mode or AutoresetMode.NEXT_STEP)
+        self.arrays = np.zeros(num_envs), np.zeros(num_envs, int), np.zeros(num_envs, int)
+        if mode is None:
+            del self.metadata["autoreset_mode"]
+
+    def step(self, action):
+        obs, *arrays, info = super().step(action)
+        for ours, array in zip(self.arrays, arrays):
+            ours[:] = array
+        return obs, *self.arrays, info
 
 
-def register(name, entry_point, **kwargs):
-    """Under the name `name`-v0."""
-    gym.register(f"{name}-v0", entry_point, order_enforce=False, disable_env_checker=True, kwargs=kwargs)
+FLAT, ACTIONS = Box(-1, 1, (2,)), {"": Discrete(2), "Box": Box(-1, 1, (1,))}
+FAR, TWO = Box(10, 20, (1,)), Box(np.float32([-1, 10]), np.float32([1, 20]))
+PROBES = {
+    "ByActions": dict(pays="action", length=4, ends="truncated"),
+    "Ahead": dict(length=3),
+    "Both": dict(length=3, ends="both"),
+    "Truncated": dict(pays="step", length=4, ends="truncated"),
+    "Endless": dict(pays="step", length=np.inf),
+    "Lengths": dict(pays="step", ends="any"),
+    "Hundreds": dict(pays="step", ends="any", unit=100.0)}
 
 
-FLAT, ONE, IMAGE = Box(-1, 1, (2,)), Box(-1, 1, (1,)), Box(0, 255, (4, 4, 3), np.uint8)
-BOXES = {
-    "Far": Box(10, 20, (1,)),
-    "Odd": Box(-4.6, 2.7, (1,)),  # the upper bound is easily missed by one rounding step
-    "Double": Box(-1, 1, (1,), np.float64),
-    "Whole": Box(0, 7, (1,), np.int64),
-    "Two": Box(np.array([-1, 10], np.float32), np.array([1, 20], np.float32)),
-}
-for suffix, space in ("", Discrete(2)), ("Box", ONE):
-    register(f"Constant{suffix}", Chain, action_space=space)
-    register(f"ByAction{suffix}", Chain, action_space=space, pays="action")
-    register(f"ByActions{suffix}", Chain, action_space=space, pays="action", length=4, ends="truncated")
-    register(f"Ahead{suffix}", Chain, action_space=space, length=3)
-    register(f"Terminated{suffix}", Chain, action_space=space, pays="step", length=4)
-    register(f"Truncated{suffix}", Chain, action_space=space, pays="step", length=4, ends="truncated")
-    register(f"Both{suffix}", Chain, action_space=space, length=3, ends="both")
-    register(f"Endless{suffix}", Chain, action_space=space, pays="step", length=np.inf)
-    register(f"Lengths{suffix}", Lengths, action_space=space, pays="step")
-    register(f"Broken{suffix}", Chain, action_space=space, length=4, pays="nan")
-    register(f"Image{suffix}", Spaces, observation_space=IMAGE, action_space=space)
-    register(f"DictObs{suffix}", Spaces, observation_space=Dict(a=FLAT), action_space=space)
-for name, space in BOXES.items():
-    register(f"{name}Box", Chain, action_space=space, pays="action", length=2)
-for space in Discrete(2), ONE, MultiDiscrete([2, 3]):
-    register(f"{type(space).__name__}Action", Spaces, observation_space=FLAT, action_space=space)
-register("ShiftedAction", Spaces, observation_space=FLAT, action_space=Discrete(2, start=1))
-register("UnboundedAction", Spaces, observation_space=FLAT, action_space=Box(-np.inf, np.inf, (1,)))
+def register(name, entry_point, space, vector=None, limit=None, **kwargs):
+    gym.register(f"{name}-v0", entry_point, vector_entry_point=vector, max_episode_steps=limit,
+                 disable_env_checker=True, kwargs=dict(action_space=space, **kwargs))
+
+
+for kind, space in ACTIONS.items():
+    for name, kwargs in PROBES.items():
+        register(name + kind, Chain, space, **kwargs)
+    for limit in 6, 250:
+        register(f"Limit{limit}{kind}", Chain, space, limit=limit, length=np.inf)
+    register(f"Dice{kind}", Dice, space, length=4)
+    register(f"Vector{kind}", None, space, vector=Vector)
+    register(f"NoMode{kind}", None, space, vector=Vector, mode=None)
+    register(f"SameStep{kind}", None, space, vector=Vector, mode=AutoresetMode.SAME_STEP)
+register("FarBox", Chain, FAR, length=2, pays="action")
+register("TwoBox", Chain, TWO, length=2, pays="action")

@@ -1,220 +1,188 @@
-"""demos/: exercises that check themselves, one update line by line, pictures, curves, demonstrations."""
+"""demos/watch.py shows what happened, demos/record.py writes down what was played."""
 import csv
-import html
-import json
-import os
-import re
-import shutil
-import subprocess
+import importlib
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from demos import exercise, record, trace, watch
+from demos import record, watch
 from PIL import Image, ImageSequence
-from torch.nn.functional import smooth_l1_loss
 
-TOP = Path(__file__).parent.parent
-SCRIPTS = ("dqn", "ppo", "pofd", "sac")
-CAR = TOP / "demos" / "MountainCarContinuous-v0.npz"
-TINY = "--total-timesteps 64 --num-envs 4 --num-steps 8 --hidden-size 8".split()
+from tiny import SCRIPTS, TOP, probe, weights
+
+TINY = "--total-timesteps 64 --eval-frequency 32 --eval-episodes 2 --num-steps 8 --hidden-size 8"
+PROBE = "--env-id probes:ByActions-v0 --num-envs 4"
+SWING_UP = TOP / "demos" / "InvertedPendulumSwingupPyBulletSparseEnv-v0.npz"
 
 
 @pytest.fixture
 def run(capsys, tmp_path, monkeypatch):
-    """A function that runs a program in an empty folder: its exit status or its error, and its output."""
+    """A function that runs a program in an empty folder. It returns what was printed."""
     monkeypatch.chdir(tmp_path)
 
-    def run(program, *argv):
+    def run(program, words):
         try:
-            status = program.main([str(word) for word in argv])
-        except (SystemExit, ValueError) as error:
-            status = error.args[0]
-        return status or 0, "".join(capsys.readouterr())
+            program.main(words.split())
+        except SystemExit as error:
+            assert error.code == 2
+        return "".join(capsys.readouterr())
     return run
 
 
-def fill(script, *edits, blank=()):
-    """Write exercise_SCRIPT.py with the original's lines, changed by `edits`, in all parts not `blank`."""
-    original = exercise.load_original(script)
-    text, lines = exercise.make_file(original), original.source.splitlines()
-    for i, part in enumerate(exercise.EXERCISES[script], 1):
-        if part["name"] not in blank:
-            first, last = exercise.find_blank(original.source, part)
-            code = "\n".join(lines[first - 1:last]).lstrip()
-            text = text.replace(f'raise NotImplementedError("exercise {i}")', code)
-    for old, new in edits:
-        assert old in text, f"{script}.py has no `{old}` any more"
-        text = text.replace(old, new)
-    Path(f"exercise_{script}.py").write_text(text)
-    return f"exercise_{script}.py"
+def zeros(obs):
+    """Always the first action."""
+    return np.zeros(len(obs), int)
+
+
+def save_agent(script, env_id, path="agent.pt"):
+    """Write what --save of a script would, for an untrained agent."""
+    module = record.load_script(TOP / f"{script}.py")
+    config = module.Config(env_id=env_id, hidden_size=8)
+    agent = record.make_agent(module, config)
+    torch.save({"config": vars(config), "weights": agent.state_dict()}, path)
+    return module, config, agent
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_exercises_begin_blank_and_the_original_solves_them(script, run):
-    path, parts = Path(f"exercise_{script}.py"), exercise.EXERCISES[script]
-    assert run(exercise, f"{script}.py")[0] == 0
-    status, output = run(exercise, "--check", path)
-    assert status == 1 and output.count(" not yet\n") == output.count("\n") == len(parts)
-    assert "exists already" in run(exercise, fill(script).removeprefix("exercise_"))[1]
-    code = [re.sub("(?m)^ *#.*\n", "", x) for x in (path.read_text(), exercise.load_original(script).source)]
-    assert code[0] == code[1]
-    status, output = run(exercise, "--check", path)
-    assert status == 0 and output.count(" right\n") == len(parts)
-    assert f'PYTHONPATH="{TOP}" python exercise_{script}.py' in output.splitlines()[-1]
+def test_an_agent_is_loaded_without_training_and_without_demonstrations(script, tmp_path):
+    path = tmp_path / "agent.pt"
+    module, config, agent = save_agent(script, probe(script, "ByActions"), path)
+    module.main = module.load_demonstrations = None
+    loaded, loaded_config = record.load_agent(module, path)
+    assert weights(loaded) == weights(agent) and loaded_config == config
 
 
-def test_parts_are_checked_one_by_one_and_the_extra_one_is_not_needed(run):
-    path = Path(fill("ppo", blank=("Gaussian policy", "make_batch")))
-    status, output = run(exercise, "--check", path)
-    assert status == 1 and re.findall("right|not yet", output) == ["not yet", "right", "not yet", "right"]
-    path.write_text(path.read_text().replace("# END OF EXERCISE 2", ""))
-    assert "wrong: expected the lines `# EXERCISE 2` and `# END" in run(exercise, "--check", path)[1]
-    path.write_text("print(\n")
-    assert re.search("line 1\n.*\n.*\nSyntaxError: '\\(' was", run(exercise, "--check", path)[0])
-    edits = ("import argparse", "import argparse\nONE = 1"), ("config.tau)", "ONE * config.tau)")  # own names
-    status, output = run(exercise, "--check", fill("dqn", *edits, blank=["Double DQN (extra)"]))
-    assert status == 0 and output.split("\n")[1].endswith("not yet") and output.count(" right\n") == 3
+def test_rows_are_written_as_they_were_reported_for_each_seed(run):
+    run(watch, f"ppo.py {PROBE} {TINY} --seeds 1 2 --rows rows.csv --curves curves.svg")
+    module, rows = record.load_script(TOP / "ppo.py"), []
+    settings = record.make_config(module, f"{PROBE} {TINY} --seed 2".split())
+    module.main(settings, rows.append)
+    written = list(csv.DictReader(Path("rows.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row.pop("seed") for row in written] == ["1"] * 3 + ["2"] * 3
+    assert written[3:] == [{key: str(value) for key, value in row.items()} for row in rows]
+    assert "<svg" in Path("curves.svg").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("script, i, right, wrong, case, said", [
-    (script, i, *wrong) for script, parts in exercise.EXERCISES.items()
-    for i, part in enumerate(parts, 1) for wrong in part.get("wrong answers", ())])
-def test_a_typical_wrong_answer_is_told_with_its_case(script, i, right, wrong, case, said, run):
-    path = fill(script, (right, wrong))
-    status, output = run(exercise, "--check", path)
-    assert status == 1 and output.count("wrong: ") == 1
-    lines = re.search(rf"^{i}  .*wrong: {case}.*((?:\n   .*)*)", output, re.M)[1]
-    assert said in lines and re.search(r"\n +[\w.()]+( \(.*\))? = ", lines), "the inputs are told"
-    for number, line in re.findall(r"\n +line (\d+): (.*)", lines):
-        assert Path(path).read_text().splitlines()[int(number) - 1].strip() == line
+def test_curves_mark_what_was_solved_and_hide_nothing(monkeypatch):
+    figures = []
+    monkeypatch.setattr(watch.Figure, "savefig", lambda figure, path: figures.append(figure))
+    rows = [  # seed 1 is solved after 20 steps, seed 2 has its last row at the last step
+        {"seed": seed, "step": step, "return": value, "alpha": 0.1**step, "loss": loss}
+        for seed, step, value, loss in [(1, 0, 1, np.nan), (1, 20, 480, 1), (2, 0, 2, np.nan),
+                                        (2, 20, 490, 2), (2, 40, 300, 3)]]
+    watch.plot_curves("x.png", rows, "title", 475, total_timesteps=40)
+    panels, legend = figures[0].axes, figures[0].legends[0]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in panels[0].lines}
+    assert list(lines) == ["seed 1", "seed 2", "solved", "reward threshold"]
+    assert lines["seed 2"] == [[0, 2], [20, 490], [40, 300]] and lines["solved"] == [[20, 480]]
+    assert [axes.get_yscale() for axes in panels] == ["linear", "log", "linear"]
+    figures[0].canvas.draw()
+    assert all(legend.get_window_extent().y1 < axes.get_window_extent().y0 for axes in panels)
 
 
-@pytest.fixture(scope="module", params=SCRIPTS)
-def traced(request, tmp_path_factory):
-    """A script, the page that trace.py makes of it, and the rows in it."""
-    if request.param in ("pofd", "sac"):
-        pytest.importorskip("pybullet")
-    path = tmp_path_factory.mktemp("trace") / "page.html"
-    trace.main([f"{request.param}.py", "--html", str(path)])
-    data = re.search(r'<script type="application/json">(.*?)</script>', path.read_text())[1]
-    return request.param, path, json.loads(data)["rows"]
-
-
-def test_page_and_text_hold_each_line_once_and_every_line_of_a_loss(traced, run):
-    script, _, rows = traced
-    source, text = (TOP / f"{script}.py").read_text(), " ".join(run(trace, f"{script}.py")[1].split())
-    numbers, place = [row["number"] for row in rows if row["kind"] == "line"], 0
-    assert len(numbers) > 20 and len(set(numbers)) == len(numbers)
-    for name in re.findall(r"def (\w+_loss|clipped_surrogate|imitation_reward)\(", source):
-        first, last = exercise.find_blank(source, {"part": name})
-        assert set(range(first, last + 1)) <= set(numbers)
-    for step in "# Act", "envs.step(", "# Learn", "loss", ".backward(", "optimizer.step()":
-        place = text.index(step, place)
-    for row in rows:
-        notes = [f"{x['name']} {x['shape']} = {x['text']}" for x in row["notes"]]
-        assert all(" ".join(words.split()) in text for words in (row["text"], *notes))
-
-
-def test_the_losses_can_be_checked_by_hand(traced):
-    script, _, rows = traced
-    notes = [(note["name"], np.squeeze(note["array"])) for row in rows for note in row["notes"]]
-    x = dict(notes[:max(i for i, (name, _) in enumerate(notes) if name == "loss") + 1])
-    if script == "dqn":
-        target = x["batch.reward"] + x["config.gamma"] * (1 - x["batch.terminated"]) * x["next_value"]
-        loss = smooth_l1_loss(*map(torch.as_tensor, (x["q_value"], target)))
-    elif script == "sac":
-        loss = ((x["forward()"] - x["target"]) ** 2).mean(1).sum()
-    else:
-        loss = 0.5 * ((x["value"] - x["target"]) ** 2).mean() - x["config.ent_coef"] * x["entropy"]
-        loss -= (x["ratio"] * x["advantage"]).mean()
-    assert loss == pytest.approx(x["loss"], rel=1e-3) and dict(notes)["norm of agent's change"] > 0
-
-
-def test_being_watched_changes_nothing(run):
-    module, rows, flags = record.load_script(TOP / "dqn.py"), [], ["--seed", "3", "--total-timesteps", "6"]
-    module.main(record.make_config(module, flags, **trace.SMALL), rows.append)
-    output = run(trace, "dqn.py", *flags, "--update", "3")[1]
-    assert "total_timesteps = 6" in output and "> step = 6" in output
-    assert float(re.search("> loss = (.*)", output)[1]) == pytest.approx(float(rows[0].split()[5]), abs=1e-4)
-    assert run(trace, "dqn.py", *flags, "--update", "4")[1].endswith("error: training ends before update 4\n")
-
-
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
-def test_the_page_in_a_browser(traced, tmp_path):
-    _, path, rows = traced
-    width = "<script>document.title = document.documentElement.scrollWidth</script></html>"
-    (tmp_path / "page.html").write_text(path.read_text().replace("</html>", width))
-    command = "chromium --headless --no-sandbox --disable-gpu --disable-sync --dump-dom --window-size=390,800"
-    command = [*command.split(), f"--user-data-dir={tmp_path}/profile", f"file://{tmp_path}/page.html"]
-    dom = subprocess.run(command, capture_output=True, text=True).stdout
-    assert int(re.search(r"<title>(\d+)</title>", dom)[1]) <= 500, "it fits a phone; no window is narrower"
-    body = html.unescape(re.sub(r"<[^>]*>|\s", "", dom[dom.index("<main>"):]))
-    for words in [x["text"].removeprefix("    # ") for row in rows for x in (row, *row["notes"])]:
-        assert re.sub(r"\s", "", words) in body
-    assert 'id="act"' in dom and 'href="#learn"' in dom
-
-
-@pytest.mark.parametrize("script, env_id", zip(SCRIPTS, ["CartPole-v1", *["MountainCarContinuous-v0"] * 3]))
-def test_a_saved_agent_is_loaded_whole(script, env_id, tmp_path):
-    module, path = record.load_script(TOP / f"{script}.py"), tmp_path / "agent.pt"
-    module.evaluate = lambda *args: np.zeros(2)
-    agent = module.main(module.Config(env_id, total_timesteps=8, save=str(path)), report=lambda row: None)
-    loaded, config = record.load_agent(module, path)
-    same = [all((x == y).all() for x, y in zip(agent.parameters(), other.parameters()))
-            for other in (loaded, record.make_agent(module, config))]
-    assert config.env_id == env_id and same == [True, False]
-
-
-def test_rows_and_curves_of_several_seeds(run):
-    flags = "--eval-frequency 32 --seeds 1 2 --rows x.csv --curves x.png".split()
-    words = [line.split() for line in run(watch, "ppo.py", *TINY, *flags)[1].splitlines()]
-    rows = list(csv.DictReader(Path("x.csv").read_text().splitlines()))
-    assert [row.pop("seed") for row in rows] == ["1", "1", "2", "2"]
-    assert rows == [dict(zip(line[::2], line[1::2])) for line in words if line[0] == "step"]
-    assert Image.open("x.png").convert("RGB").getcolors(20) is None  # more than 20 colors
+@pytest.mark.parametrize("name, ending", [
+    ("Ahead", "terminated"), ("Truncated", "time limit"), ("Endless", "cut here")])
+def test_only_an_episode_that_terminated_ends_in_red(name, ending, monkeypatch, capsys):
+    env = gym.make(f"probes:{name}-v0").unwrapped
+    monkeypatch.setattr(env, "metadata", {"render_fps": 2})
+    monkeypatch.setattr(env, "render", lambda: np.zeros((10, 10, 3), np.uint8))
+    pictures = watch.film("title", env, watch.play(SimpleNamespace(act=zeros), env, seed=1))
+    red = [np.ptp(np.array(picture, int)[:watch.HEIGHT], axis=2).max() > 50 for picture in pictures]
+    assert ending in capsys.readouterr().out
+    assert red == [False] * (len(red) - 1) + [ending == "terminated"]
 
 
 def test_agents_side_by_side_in_a_gif(run):
-    run(watch, "ppo.py", *TINY, "--save", "agent.pt", "--rows", "x.csv")
-    output = run(watch, "ppo.py", "--load", "agent.pt", "--untrained", "--gif", "x.gif")[1]
-    frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(Image.open("x.gif"))]
-    assert frames[0].shape[1] == 2 * 320 and (frames[0] != frames[1]).any() and os.path.getsize("x.gif") < 3e5
-    assert len(re.findall(r"(?:untrained|agent.pt): return (\d+) after \1 steps", output)) == 2
+    run(watch, f"ppo.py {TINY} --gif trained.gif --untrained --save agent.pt")
+    run(watch, "ppo.py --gif loaded.gif --untrained --load agent.pt")
+    for name in "trained.gif", "loaded.gif":
+        frames = ImageSequence.Iterator(Image.open(name))
+        first, second, *_ = [np.array(frame.convert("RGB")) for frame in frames]
+        assert first.shape[1] == 2 * (watch.WIDTH + 2) and (first != second).any()
 
 
-def test_the_teacher_is_drawn_in_its_recorded_states():
-    pybullet = pytest.importorskip("pybullet")
-    path = TOP / "demos" / "InvertedDoublePendulumPyBulletSparseEnv-v0.npz"
-    env = gym.make("demos.pendulums:InvertedDoublePendulumPyBulletSparseEnv-v0", render_mode="rgb_array")
-    body, world, data = env.unwrapped.envs.bodies[0], env.unwrapped.envs.world, np.load(path)
-    tips = [pybullet.getLinkState(body, 5, **world)[0][0] for _ in watch.recorded(env, path)]
-    x = data["observations"][:len(tips) - 1, 2]  # of pole 2, from which nothing is placed
-    assert data["timeouts"][len(x) - 1] and np.abs(tips[:-1] - x).max() < 0.05 < x.std()
+@pytest.mark.parametrize("env_id", [
+    "CartPole-v1", "demos.pendulums:InvertedPendulumSwingupPyBulletSparseEnv-v0"])
+def test_a_demonstration_is_drawn_in_its_recorded_states(env_id, tmp_path):
+    if env_id.startswith("demos"):
+        pytest.importorskip("pybullet")
+    _, _, agent = save_agent("ppo", env_id, tmp_path / "agent.pt")
+    data, returns = record.record(agent.act, env_id, 2, 30, noise=0.5, epsilon=0.5, seed=1)
+    np.savez(tmp_path / "demo.npz", **data)
+    env = gym.make(env_id)
+    watched = watch.replay(watch.load_episode(tmp_path / "demo.npz", env), env)
+    end = np.flatnonzero(data["terminals"] | data["timeouts"])[0]
+    for step, (action, total, ending) in enumerate(watched):
+        state = env.unwrapped.state if "Cart" in env_id else env.unwrapped.envs._outcome()[0][0]
+        assert state == pytest.approx(data["observations"][min(step, end)], abs=1e-5)
+    assert step == end + 1 and total == returns[0] and ending
 
 
-def test_recording_makes_what_the_folder_holds_and_the_same_bits_again(run):
-    run(watch, "ppo.py", *TINY, "--save", "agent.pt", "--rows", "x.csv")
-    assert "car.npz: 5 episodes of MountainCarContinuous-v0," in run(record, "swing", "-o", "car.npz")[1]
-    made, shipped = np.load("car.npz"), np.load(CAR)
-    assert all((made[key] == x).all() and made[key].dtype == x.dtype for key, x in shipped.items())
-    for name in "a.npz", "b.npz":
-        run(record, "ppo.py", "--load", "agent.pt", "--epsilon", "0.2", "--episodes", "3", "-o", name)
-    assert Path("a.npz").read_bytes() == Path("b.npz").read_bytes() and not list(Path().glob("*.tmp"))
-    data = np.load("a.npz")
-    assert (data["terminals"] | data["timeouts"]).sum() == 3 and set(data["actions"]) == {0, 1}
+def test_the_rule_makes_the_file_in_the_folder(run):
+    pytest.importorskip("pybullet")
+    run(record, "swing_up --noise 0.3 --steps 300 --seed 5 -o mine.npz")
+    mine, shipped = np.load("mine.npz"), np.load(SWING_UP)
+    assert list(mine) == list(shipped) == list(record.KEYS)
+    for key in record.KEYS:
+        assert (mine[key] == shipped[key]).all() and mine[key].dtype == shipped[key].dtype
+    assert np.flatnonzero(mine["timeouts"]).tolist() == [299, 599, 899, 1199, 1499]
+    assert not mine["terminals"].any()
+    assert mine["rewards"].reshape(5, 300).sum(1).tolist() == [206, 206, 0, 195, 0]
+
+
+@pytest.mark.parametrize("steps, length", [(7, 7), (None, 1000)])
+def test_recording_ends_where_the_environment_does_not(steps, length, tmp_path):
+    _, config, agent = save_agent("ppo", "probes:EndlessBox-v0", tmp_path / "agent.pt")
+    data, returns = record.record(agent.act, config.env_id, 2, steps, 0.5, 0.0, seed=1)
+    assert returns.tolist() == [length] * 2
+    assert np.flatnonzero(data["timeouts"]).tolist() == [length - 1, 2 * length - 1]
+    assert data["observations"][:length, 0].tolist() == list(range(length))
+
+
+def test_recording_copies_what_an_environment_uses_again_and_gives_the_same_bits_again():
+    one, two = [record.record(zeros, "probes:Vector-v0", 4, None, 0, 0.5, 1)[0] for _ in "12"]
+    ends = one["terminals"] | one["timeouts"]
+    assert all((one[key] == two[key]).all() for key in record.KEYS)
+    assert ends.sum() == 4 and {*one["actions"]} == {0, 1}
+    starts = np.concatenate([[0], np.flatnonzero(ends)[:-1] + 1])
+    assert (one["observations"][starts, 0] == 0).all()
+    assert (np.diff(one["observations"][:, 0])[~ends[:-1]] == 1).all()
 
 
 @pytest.mark.parametrize("program, words, sentence", [
-    (exercise, "nosuch.py", "nosuch.py: no such script, expected dqn.py, ppo.py, pofd.py or sac.py"),
-    (exercise, "--check ppo.py", "with --check a file like exercise_dqn.py"),
     (watch, "ppo.py", "expected --gif, --curves or --rows"),
-    (watch, "ppo.py --load x.pt --rows x.csv", "with --load only --gif, --untrained and --demo"),
-    (watch, "ppo.py --curves no/x.png", "x.png: there is no such folder"),
-    (watch, f"ppo.py --gif x.gif --demo {CAR}", "observations (2,), expected (4,)"),
-    (record, "ppo.py -o x.npz", "expected --load and what the script's --save wrote")])
-def test_wrong_input_ends_with_a_sentence(program, words, sentence, run):
-    status, output = run(program, *words.split())
-    assert sentence in (output or status).splitlines()[-1] and not os.listdir()
+    (watch, "nosuch.py --gif x.gif", "nosuch.py: no such script"),
+    (watch, "ppo.py --rows no/x.csv", "no/x.csv: expected a .csv in a folder that exists"),
+    (watch, "ppo.py --curves x.bmp", "x.bmp: expected a .png or .svg or .pdf in a folder"),
+    (watch, "ppo.py --rows x.csv --untrained", "--untrained and --demo need --gif"),
+    (watch, "ppo.py --gif x.gif --load dqn.pt", "dqn.pt: not an agent of this ppo.py: Config"),
+    (watch, "dqn.py --gif x.gif --load dqn.pt --gamma 1", "--load does not train: it takes no"),
+    (watch, "dqn.py --gif x.gif --load demo.npz", "demo.npz: not an agent of this dqn.py"),
+    (watch, "dqn.py --gif x.gif --load x.pt", "x.pt: expected a file that a script's --save wrote"),
+    (watch, f"dqn.py --gif x.gif {PROBE}", "can't be drawn: render_modes [] lack rgb_array"),
+    (watch, "ppo.py --gif x.gif --demo demo.npz", "found [(3,), (1,), (), (), ()]"),
+    (watch, "ppo.py --gif x.gif --env-id Pendulum-v1 --demo demo.npz", "can't be put into the st"),
+    (record, "ppo.py -o x.npz", "expected a script and --load, or swing_up"),
+    (record, "dqn.py --load dqn.pt --env-id Acrobot-v1 -o x.npz", "size mismatch"),
+    (record, "swing_up -o x.pt", "x.pt: expected a .npz in a folder that exists")])
+def test_wrong_input_ends_with_a_sentence_before_training(program, words, sentence, run):
+    save_agent("dqn", "CartPole-v1", "dqn.pt")
+    columns = np.zeros((5, 3)), np.zeros((5, 1)), np.zeros(5), np.ones(5, bool), np.ones(5, bool)
+    np.savez("demo.npz", **dict(zip(record.KEYS, columns)))
+    output = run(program, words)
+    assert sentence in output and "step 0" not in output
+    assert not list(Path().glob("x.*"))
+
+
+@pytest.mark.parametrize("module", ["matplotlib.figure", "PIL", "pygame"])
+def test_what_is_not_installed_is_missed_before_training(module, monkeypatch, run):
+    monkeypatch.setitem(sys.modules, module, None)
+    if module == "pygame":
+        assert "error: pygame is not installed" in run(watch, f"ppo.py {TINY} --gif x.gif")
+    else:
+        with pytest.raises(ImportError, match=module):
+            importlib.reload(watch)

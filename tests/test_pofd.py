@@ -1,27 +1,26 @@
-"""POfD: what the discriminator learns, sees and pays, and its demonstrations. PPO's parts: test_ppo.py."""
-
-import os
+"""POfD: what its discriminator learns, sees and pays, and its demonstrations. See test_ppo.py."""
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 import pofd
-from tiny import TOP, demonstrations, spy, train, weights
+import probes
+from tiny import demonstrations, network, spy, tiny, train
 
 
 def test_discriminator_loss_by_hand():
-    """Also where D is certain: the logits -300 and 300."""
-    agent, demo = (torch.tensor(x, requires_grad=True) for x in ([0.3, -1.2, -300.0], [-0.7, 300.0]))
+    """Also where D is certain, with the logits -300 and 300."""
+    agent = torch.tensor([0.3, -1.2, -300.0], requires_grad=True)
+    demo = torch.tensor([-0.7, 300.0], requires_grad=True)
     loss = pofd.discriminator_loss(agent, demo)
     loss.backward()
-    d_agent, d_demo = (1 / (1 + np.exp(-x.detach().numpy().astype(float))) for x in (agent, demo))
-    by_hand = -np.log(d_agent).mean() + (300 - np.log(1 - d_demo[0])) / 2
-    assert loss.item() == pytest.approx(by_hand, rel=1e-5)
-    assert agent.grad.numpy() == pytest.approx(-(1 - d_agent) / 3, rel=1e-5)  # descent moves D to 1 here
-    assert demo.grad.numpy() == pytest.approx(d_demo / 2, rel=1e-5)  # and to 0 here
+    d_agent, d_demo = agent.detach().double().sigmoid(), demo.detach().double().sigmoid()
+    by_hand = -d_agent.log().mean() + (300 - (1 - d_demo[0]).log()) / 2
+    assert loss.item() == pytest.approx(by_hand.item())
+    assert agent.grad.numpy() == pytest.approx((d_agent - 1).numpy() / 3)  # moves D to 1
+    assert demo.grad.numpy() == pytest.approx(d_demo.numpy() / 2)  # moves D to 0
 
 
 def test_imitation_reward_by_hand():
@@ -30,103 +29,94 @@ def test_imitation_reward_by_hand():
     assert not reward.requires_grad
 
 
-def test_reward_is_the_environments_and_lambda_times_the_discriminators(monkeypatch):
-    """And what is reported is the environment's alone."""
-    bonus, learned = [], []
-    spy(monkeypatch, pofd, "imitation_reward", lambda reward, _: bonus.append(reward))
-    spy(monkeypatch, pofd, "gae", lambda _, reward, *rest: learned.append(reward))
-    _, rows = train("pofd", "Truncated", reward_scale=0.5, reward_lambda=2.0, num_steps=15)
-    real = torch.arange(15) % 5 != 4  # four steps that pay 1, then a step that resets
-    assert len(learned) == len(bonus) == 5
-    for reward, paid in zip(learned, bonus):
-        assert torch.allclose(reward[real], 0.5 + 2 * paid[real]) and paid.std() > 0.01
-    assert all(row.split()[3] == "4.0" for row in rows)
+def test_reward_is_the_environments_and_lambda_times_the_discriminators():
+    """Three steps of one environment; the second only resets. D sees the executed actions."""
+    agent, (_, config) = network("pofd"), tiny("pofd", gae_lambda=0.0)
+    agent.critic[-1].weight.data.zero_()
+    agent.critic[-1].bias.data.zero_()
+    rollout = [[np.array(array) for array in (
+        [[t, 1.0]], [[2.0]], [[0.5 + t]], [10.0 * t], [[t + 1, 1.0]], [False], [False], [t == 1])]
+        for t in range(3)]
+    batch = pofd.make_batch(rollout, agent, lambda obs, action: action.sum(-1), 3.0, config)
+    obs, action, executed, log_prob, advantage, target = batch
+    assert obs.tolist() == [[0, 1], [2, 1]] and executed.tolist() == [[0.5], [2.5]]
+    by_hand = [10 * t + 3 * np.log(1 + np.exp(-0.5 - t)) for t in (0, 2)]  # -log D = softplus(-x)
+    assert advantage.tolist() == target.tolist() == pytest.approx(by_hand)
+    assert torch.allclose(log_prob, agent.policy(obs).log_prob(action))
 
 
-@pytest.mark.parametrize("reward_lambda", [0.0, 0.1])
-def test_without_its_reward_the_demonstrated_actions_do_not_matter(reward_lambda):
-    outcomes = set()
-    for bound in (0.5, 1):
-        path = demonstrations(actions=np.linspace(-bound, bound, 50)[:, None])
-        outcomes.add(weights(train("pofd", reward_lambda=reward_lambda, demo=path)[0]))
-    assert len(outcomes) == (2 if reward_lambda else 1)
-
-
-def test_discriminator_sees_executed_actions_on_the_demonstrations_scale(monkeypatch):
-    """The agent sees its observations on that scale, too. D is the only network of 3 inputs here."""
-    sent, calls, seen, losses, path = [], [], [], [], demonstrations(actions=np.linspace(5, 25, 50)[:, None])
-    spy(monkeypatch, torch.nn.Sequential, "forward", lambda output, network, inputs: (
-        (calls if network[0].in_features == 3 else seen).append((inputs, output))))
-    spy(monkeypatch, gym.vector.SyncVectorEnv, "step", lambda _, envs, action: sent.append(action))
+def test_discriminator_learns_from_executed_actions_and_demonstrations(monkeypatch):
+    """Bounds are [10, 20], and the demonstrated actions are from 12 to 13."""
+    seen, losses = {}, []
+    path = demonstrations(actions=np.linspace(12, 13, 50)[:, None])
+    spy(monkeypatch, pofd.Discriminator, "forward", lambda logits, _, obs, action: (
+        seen.update({logits: (obs, action)})))
     spy(monkeypatch, pofd, "discriminator_loss", lambda _, *logits: losses.append(logits))
-    settings = dict(total_timesteps=64, update_epochs=1, num_minibatches=1)
-    train("pofd", env_id="probes:FarBox-v0", demo=path, **settings)
-    (rollout, _), (of_agent, agent_logits), (of_demo, demo_logits) = calls
-    with np.load(path) as file:
-        demo = np.hstack([file["observations"], np.clip(file["actions"], 10, 20)])
-    mean, std, t = demo.mean(0), demo.std(0), np.arange(16)  # two steps an episode, then a step that resets
-    obs = np.broadcast_to(np.stack([t % 3, np.ones(16)], 1)[:, None], (16, 4, 2))
-    pairs = (np.concatenate([obs, np.array(sent[:16])], -1) - mean) / std
-    assert rollout.numpy() == pytest.approx(pairs, abs=1e-4)
-    assert seen[0][0].numpy() == pytest.approx(pairs[0, :, :2], abs=1e-4)
-    assert np.isin([10, 20], np.array(sent[:16])).all(), "some are executed at the bounds"
-    for some, rows in (of_agent, pairs[t % 3 < 2].reshape(-1, 3)), (of_demo, (demo - mean) / std):
-        assert np.abs(some.numpy()[:, None] - rows).max(-1).min(-1).max() < 1e-4, "not all are of these rows"
-    assert losses[0][0] is agent_logits and losses[0][1] is demo_logits
+    train("pofd", env_id="probes:FarBox-v0", demo=path, total_timesteps=64)
+    for agent_logits, demo_logits in losses:
+        (obs, action), (demo_obs, demo_action) = seen[agent_logits], seen[demo_logits]
+        assert set(obs[:, 0].tolist()) == {0, 1} and 10 <= action.min() < action.max() <= 20
+        assert len(demo_obs.unique()) > 4 and 12 <= demo_action.min() < demo_action.max() <= 13
 
 
-def test_reward_is_read_before_the_discriminator_learns_to_tell_the_agent_from_demonstrations(monkeypatch):
-    calls, far = [], demonstrations(observations=np.random.default_rng(0).normal(size=(50, 2)) + 10)
-    spy(monkeypatch, pofd, "imitation_reward", lambda reward, _: calls.append(reward.mean().item()))
+@pytest.mark.parametrize("rows, std", [(50, 2.0), (50, 0.0), (50, 1e-4), (1, 2.0)])
+def test_discriminator_sees_pairs_on_the_demonstrations_scale_but_not_blown_up(
+        rows, std, monkeypatch):
+    obs, action, seen = 5 + std * torch.randn(rows, 2), 15 + 0.1 * torch.randn(rows, 1), []
+    discriminator = pofd.Discriminator(obs, action, 16)
+    spy(monkeypatch, torch.nn.Linear, "forward", lambda _, __, pairs: seen.append(pairs))
+    assert discriminator(obs + 1, action).shape == (rows,)
+    assert seen[0].abs().max() <= 20
+    assert rows == 1 or std < 2 or seen[0].std(0).tolist() == pytest.approx([1] * 3, abs=0.1)
+
+
+def test_reward_is_read_before_the_discriminator_learns_from_the_rollout(monkeypatch):
+    calls, far = [], demonstrations(observations=np.full((50, 2), 10.0))
+    spy(monkeypatch, pofd, "imitation_reward", lambda reward, _: calls.append("read"))
     spy(monkeypatch, pofd, "discriminator_loss", lambda *_: calls.append("learn"))
-    train("pofd", demo=far, update_epochs=15, num_minibatches=2, discriminator_learning_rate=1e-2)
-    assert [call == "learn" for call in calls] == [False] + [True] * 30 + ([False] + [True] * 30) * 3
-    assert calls[0] == pytest.approx(np.log(2), abs=0.3) and calls[93] < 0.1
+    train("pofd", demo=far, update_epochs=15, num_minibatches=2)
+    assert calls == (["read"] + ["learn"] * 30) * 4
+
+
+def test_demonstrations_are_pairs_in_the_environments_own_units():
+    path = demonstrations(actions=np.linspace(5, 25, 50)[:, None])
+    obs, action = pofd.load_demonstrations(path, probes.FLAT, probes.FAR)
+    assert obs.shape == (50, 2) and obs.dtype == action.dtype == torch.float32
+    assert (action.min(), action.max()) == (10, 20), "as executed, in the bounds"
 
 
 def refused(path, monkeypatch):
-    """The last line of the traceback, before anything is learned."""
+    """The one sentence that refuses a file before anything is learned."""
     monkeypatch.setattr(pofd, "make_batch", lambda *_: pytest.fail("training started"))
     with pytest.raises(Exception) as error:
         train("pofd", demo=str(path))
-    return str(error.value)
+    sentence, = str(error.value).splitlines()
+    return sentence
 
 
-@pytest.mark.parametrize("key, shape, expected", [
-    ("observations", (50, 3), "(50, 2)"), ("observations", (50, 2, 1), "(50, 2)"),
-    ("actions", (50,), "(50, 1)"), ("actions", (50, 2), "(50, 1)"), ("actions", (49, 1), "(50, 1)")])
-def test_demonstrations_of_another_shape_are_refused(key, shape, expected, monkeypatch):
-    path = demonstrations(**{key: np.zeros(shape)})
-    message = refused(path, monkeypatch)
-    assert path in message and f"{shape}, expected {expected}" in message
+@pytest.mark.parametrize("key, array", [
+    ("observations", np.zeros((50, 3))), ("observations", np.zeros((50, 2, 1))),
+    ("observations", np.zeros((0, 2))), ("observations", np.full((50, 2), np.nan)),
+    ("observations", None), ("observations", np.zeros(())), ("actions", np.zeros(50)),
+    ("actions", np.zeros((50, 2))), ("actions", np.zeros((49, 1))), ("actions", np.zeros((0, 1))),
+    ("actions", np.full((50, 1), np.inf)), ("actions", None)])
+def test_arrays_that_do_not_fit_are_refused_by_name(key, array, monkeypatch):
+    assert key in refused(demonstrations(**{key: array}), monkeypatch)
 
 
-def test_broken_files_of_demonstrations_are_refused(tmp_path, monkeypatch):
-    data = Path(demonstrations()).read_bytes()
-    assert refused(tmp_path / "missing", monkeypatch)
-    for content in (data[: len(data) // 2], b"", b"hello"):
-        (tmp_path / "broken").write_bytes(content)
-        assert refused(tmp_path / "broken", monkeypatch)
-    for key in ("observations", "actions"):
-        assert key in refused(demonstrations(**{key: None}), monkeypatch)
-    assert "pickle" in refused(demonstrations(observations=np.full((50, 2), object())), monkeypatch)
+@pytest.mark.parametrize("content", [b"\x89HDF\r\n\x1a\n\0\0", b"obs,action\n1,2\n", b"", None])
+def test_hdf5_text_npy_and_broken_files_are_refused_by_name(content, tmp_path, monkeypatch):
+    path = tmp_path / "demo.hdf5"
+    if content is not None:
+        path.write_bytes(content)
+    assert str(path) in refused(path, monkeypatch)
+    np.save(tmp_path / "demo.npy", np.zeros((50, 3)))
+    assert "demo.npy" in refused(tmp_path / "demo.npy", monkeypatch)
+    path.write_bytes(Path(demonstrations()).read_bytes()[:500])
+    assert str(path) in refused(path, monkeypatch)
 
 
-def test_demonstrations_are_found_beside_the_script(tmp_path, monkeypatch):
-    loaded = []
+def test_demonstrations_are_looked_for_beside_the_script(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pofd, "evaluate", lambda *_: np.zeros(1))
-    spy(monkeypatch, np, "load", lambda _, path: loaded.append(path))
-    train("pofd", env_id="gymnasium:MountainCarContinuous-v0", demo="", total_timesteps=64)
-    assert os.path.samefile(*loaded, TOP / "demos" / "MountainCarContinuous-v0.npz")
-
-
-@pytest.mark.parametrize("name, low, high", [
-    ("InvertedPendulumPyBulletSparseEnv-v0", 50, 150), ("MountainCarContinuous-v0", 90, 95),
-    ("InvertedDoublePendulumPyBulletSparseEnv-v0", 250, 400)])
-def test_shipped_demonstrations_are_five_imperfect_episodes(name, low, high):
-    with np.load(TOP / "demos" / f"{name}.npz") as file:
-        assert sorted(file) == ["actions", "observations", "rewards", "terminals", "timeouts"]
-        ends = file["terminals"] | file["timeouts"]
-        assert {len(file[key]) for key in file} == {len(ends)} and ends.sum() == 5 and ends[-1]
-        assert low <= file["rewards"].sum() / 5 <= high
+    wanted = Path(pofd.__file__).parent / "demos" / "ByActionsBox-v0.npz"
+    assert str(wanted) in refused("", monkeypatch)
