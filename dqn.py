@@ -101,7 +101,7 @@ def main(config=Config(), report=show):
     assert envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP, "NEXT_STEP"
     agent = QNetwork(envs.single_observation_space, envs.single_action_space, config.hidden_size)
     target_network = copy.deepcopy(agent)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, fused=True)
+    optimizer = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # quick
     buffer = ReplayBuffer()
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
     obs, done = envs.reset(seed=config.seed)[0], np.zeros(config.num_envs, bool)
@@ -124,7 +124,7 @@ def main(config=Config(), report=show):
             if solved or step >= config.total_timesteps:
                 envs.close()
                 verdict = "solved" if solved else "not solved" if threshold < np.inf else "ended"
-                print(f"{verdict} in {step} steps: return {returns.mean():.4g} in {len(returns)} episodes")
+                print(f"{verdict} in {step} steps: mean return {returns.mean():.4g}")
                 return agent
 
         # Act: at random with probability epsilon, else greedily.

@@ -47,9 +47,8 @@ class ActorCritic(nn.Module):
     def __init__(self, obs_space, action_space, hidden_size):
         super().__init__()
         self.action_space = action_space
-        for space in obs_space, action_space:
-            flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
-            assert flat, f"expected a Box of shape (n,), got {space}"
+        for box in obs_space, action_space:
+            assert isinstance(box, gym.spaces.Box) and len(box.shape) == 1, f"not flat Box: {box}"
         assert action_space.is_bounded(), f"expected bounds, got {action_space}"
         inputs, outputs = obs_space.shape[0], action_space.shape[0]
         self.actor = nn.Sequential(
@@ -173,7 +172,7 @@ def main(config=Config(), report=show):
     path = config.demo or Path(__file__).with_name("demos") / f"{envs.spec.id}.npz"
     demo = load_demonstrations(path, obs_space, action_space)
     discriminator = Discriminator(demo, config.hidden_size)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, fused=True)
+    optimizer = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # quick
     optimizer.add_param_group({
         "params": discriminator.parameters(), "lr": config.discriminator_learning_rate})
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
@@ -195,7 +194,7 @@ def main(config=Config(), report=show):
             if solved or step >= config.total_timesteps:
                 envs.close()
                 verdict = "solved" if solved else "not solved" if threshold < np.inf else "ended"
-                print(f"{verdict} in {step} steps: return {returns.mean():.4g} in {len(returns)} episodes")
+                print(f"{verdict} in {step} steps: mean return {returns.mean():.4g}")
                 return agent
 
         # Act and store. The step after the end of an episode only resets it; see make_batch.

@@ -42,9 +42,8 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.action_space = action_space
         self.discrete = isinstance(action_space, gym.spaces.Discrete)
-        for space in [obs_space] if self.discrete else [obs_space, action_space]:
-            flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
-            assert flat, f"expected a Box of shape (n,), or Discrete actions, got {space}"
+        for box in [obs_space] if self.discrete else [obs_space, action_space]:
+            assert isinstance(box, gym.spaces.Box) and len(box.shape) == 1, f"not flat Box: {box}"
         assert self.discrete or action_space.is_bounded(), f"expected bounds, got {action_space}"
         inputs, outputs = obs_space.shape[0], gym.spaces.flatdim(action_space)
         self.actor = nn.Sequential(  # to logits, or to the mean of the Gaussian
@@ -128,7 +127,7 @@ def main(config=Config(), report=show):
     assert envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP, "NEXT_STEP"
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     agent = ActorCritic(obs_space, action_space, config.hidden_size)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, fused=True)
+    optimizer = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # quick
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
     obs, done = envs.reset(seed=config.seed)[0], np.zeros(config.num_envs, bool)
     value_loss = entropy = torch.tensor(torch.nan)  # before the first step
@@ -148,7 +147,7 @@ def main(config=Config(), report=show):
             if solved or step >= config.total_timesteps:
                 envs.close()
                 verdict = "solved" if solved else "not solved" if threshold < np.inf else "ended"
-                print(f"{verdict} in {step} steps: return {returns.mean():.4g} in {len(returns)} episodes")
+                print(f"{verdict} in {step} steps: mean return {returns.mean():.4g}")
                 return agent
 
         # Act and store. The step after the end of an episode only resets it; see make_batch.

@@ -39,9 +39,8 @@ class Actor(nn.Sequential):
     def __init__(self, obs_space, action_space, hidden_size):
         super().__init__()
         self.action_space = action_space
-        for space in obs_space, action_space:
-            flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
-            assert flat, f"expected a Box of shape (n,), got {space}"
+        for box in obs_space, action_space:
+            assert isinstance(box, gym.spaces.Box) and len(box.shape) == 1, f"not flat Box: {box}"
         assert action_space.is_bounded(), f"expected bounds, got {action_space}"
         self.extend([
             nn.Linear(obs_space.shape[0], hidden_size), nn.ReLU(),
@@ -78,8 +77,7 @@ class Critics(nn.ModuleList):
             nn.ReLU(), nn.Linear(hidden_size, 1)) for _ in range(2))
 
     def forward(self, obs, action):
-        pair = torch.cat([obs, action], -1)
-        return torch.stack([network(pair).squeeze(-1) for network in self])
+        return torch.stack([net(torch.cat([obs, action], -1)).squeeze(-1) for net in self])
 
 
 class ReplayBuffer(list):
@@ -140,9 +138,9 @@ def main(config=Config(), report=show):
     critics = Critics(obs_space.shape[0] + action_space.shape[0], config.hidden_size)
     target_critics = copy.deepcopy(critics)
     log_alpha = torch.tensor(0.02).log().requires_grad_()  # alpha, the temperature, starts low
-    critic_optimizer = torch.optim.Adam(critics.parameters(), lr=config.learning_rate, fused=True)
-    actor_optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, fused=True)
-    actor_optimizer.add_param_group({"params": [log_alpha]})
+    critic_optimizer = torch.optim.Adam(critics.parameters(), config.learning_rate, fused=True)
+    actor_weights = [*agent.parameters(), log_alpha]  # one step moves both
+    actor_optimizer = torch.optim.Adam(actor_weights, config.learning_rate, fused=True)
     buffer = ReplayBuffer()
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
     obs, done = envs.reset(seed=config.seed)[0], np.zeros(config.num_envs, bool)
@@ -162,7 +160,7 @@ def main(config=Config(), report=show):
             if solved or step >= config.total_timesteps:
                 envs.close()
                 verdict = "solved" if solved else "not solved" if threshold < np.inf else "ended"
-                print(f"{verdict} in {step} steps: return {returns.mean():.4g} in {len(returns)} episodes")
+                print(f"{verdict} in {step} steps: mean return {returns.mean():.4g}")
                 return agent
 
         # Act: draw from the policy.

@@ -1,8 +1,8 @@
 """Learn by doing: a script with its key parts left out, and a check of what you write instead.
 
-`python demos/exercise.py ppo.py` writes exercise_ppo.py into the current folder. Fill in its parts,
-in any order. `python demos/exercise.py --check exercise_ppo.py` judges each: right, not yet, or
-wrong, with the smallest case that shows it. While it checks a part, it uses ours for the others."""
+`python demos/exercise.py ppo.py` writes exercise_ppo.py into the current folder. Fill in
+its parts, in any order. `python demos/exercise.py --check exercise_ppo.py` judges each: right, not
+yet, or wrong, with the smallest case that shows it. The other parts are ours meanwhile."""
 import _thread
 import argparse
 import ast
@@ -63,14 +63,14 @@ def make_inputs(original, exercise, case):
         if name in exercise.get("learned", ()):
             x[name].requires_grad_()
     x["config"] = dataclasses.replace(original.Config(), **case.get("config", {}))
-    x["discriminator"] = lambda obs, action: (obs - action).squeeze(-1)
+    x["discriminator"] = lambda pair: pair[..., 0] - pair[..., 1]
     x["self"] = nn.Identity()
     if hasattr(original, "ActorCritic"):
         x["agent"] = x["self"] = original.ActorCritic(*[Box(-1, 1, (x["A"],))] * 2, hidden_size=1)
         x["self"].actor = x["self"].critic = nn.Identity()
         x["self"].log_std.data += x["log_std"]
     if "rollout" in exercise:
-        x["rollout"] = list(zip(*(x[name].numpy() for name in exercise["rollout"])))
+        x["rollout"] = list(zip(*(x[name] for name in exercise["rollout"])))
     elif "batch" in exercise["arguments"]:
         x["batch"] = original.Batch(*(x[name] for name in original.Batch._fields))
     elif "envs" in exercise["arguments"]:
@@ -160,13 +160,6 @@ def make_file(name):
     return "\n".join([*head, *lines, ""])
 
 
-def find_marks(lines, i):
-    """The lines between which part i of the student stands, or 0 and 0."""
-    starts = f"# EXERCISE {i}:", f"# END OF EXERCISE {i}"
-    marks = [number for number, line in enumerate(lines, 1) if line.strip().startswith(starts)]
-    return marks if len(marks) == 2 else (0, 0)
-
-
 def get_part(module, exercise, lines, first, last):
     """A part of a script as a function of its inputs."""
     if exercise["part"] != "main":
@@ -174,7 +167,6 @@ def get_part(module, exercise, lines, first, last):
 
     # Lines of main are no function that could be called. Here the text is the subject: these lines
     # are compiled alone, and run with the inputs as variables.
-    assert first, "the comments EXERCISE and END OF EXERCISE are missing"
     main = next(x for x in ast.parse("\n".join(lines)).body if getattr(x, "name", "") == "main")
     loop = next(x for x in main.body if isinstance(x, ast.For))
     statements = [x for x in loop.body if first <= x.lineno <= last]
@@ -223,7 +215,11 @@ def check(i, original, path):
     lines = Path(original.__file__).read_text(encoding="utf-8").splitlines()
     right = get_part(original, exercise, lines, *find_lines(lines, exercise))
     lines = path.read_text(encoding="utf-8-sig").splitlines()
-    part, error = attempt(get_part, student, exercise, lines, *find_marks(lines, i))
+    marks = [f"# EXERCISE {i}:", f"# END OF EXERCISE {i}"]
+    places = [n for n, line in enumerate(lines, 1) if line.strip().startswith(tuple(marks))]
+    if len(places) != 2:
+        return f"wrong: expected a line `{marks[0]}` and a line `{marks[1]}`"
+    part, error = attempt(get_part, student, exercise, lines, *places)
     if error:
         return f"wrong: {explain(error, path)}"
     for label, case in exercise["cases"]:
@@ -236,11 +232,12 @@ def check(i, original, path):
         if told:
             shown = make_inputs(original, exercise, case)
             if "rollout" in shown:
-                shown |= zip(exercise["rollout"], map(np.array, zip(*shown.pop("rollout"))))
+                shown |= zip(exercise["rollout"], map(torch.stack, zip(*shown.pop("rollout"))))
             shown |= {f"config.{name}": value for name, value in case.get("config", {}).items()}
             entries = [" ".join(f"{x.name} {x.shape} = {x.text}".split())
                        for x in describe("", shown)]
-            return "\n      ".join([f"wrong: {label}", *exercise.get("note", ()), *entries, told])
+            verdict = f"wrong, see lines {places[0]} to {places[1]}: {label}"
+            return "\n      ".join([verdict, *exercise.get("note", ()), *entries, told])
     return "right"
 
 

@@ -106,12 +106,12 @@ def record(act, env_id, episodes, steps, noise, epsilon, seed):
     """Play episodes side by side, each for at most `steps`: D4RL's arrays, and the returns."""
     envs = gym.make_vec(env_id, num_envs=episodes)
     space, rng = envs.single_action_space, np.random.default_rng(seed)
-    envs.action_space.seed(seed + 1)  # not the numbers that decide where to act at random
+    envs.action_space.seed(seed + 1)  # or else these numbers would be those of rng
     obs, _ = envs.reset(seed=seed)
     limit = steps or envs.spec.max_episode_steps or 1_000
     running, rows = np.ones(episodes, bool), []
     while running.any():
-        obs = np.copy(obs)  # some environments use theirs again
+        obs = np.array(obs, np.float32)  # a copy, because some environments reuse theirs
         action, random_action = act(obs), envs.action_space.sample()
         if isinstance(space, gym.spaces.Box):
             action = action + noise * rng.standard_normal(action.shape)

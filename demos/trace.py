@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from demos.record import load_script, make_config, script_path
 
 SMALL = dict(num_envs=2, num_steps=2, buffer_size=6, batch_size=4, update_epochs=2,
-             num_minibatches=1, learning_rate=0.01)  # so large that PPO clips in the second epoch
+             num_minibatches=1, learning_rate=0.004)  # so large that PPO clips in epoch 2
 WHOLE = 50  # a larger array is described by its minimum, mean and maximum
 LEGEND = "< a value that the line read, where it is new    > a value that the line set or changed"
 Entry = namedtuple("Entry", "name shape text")  # a number or an array, ready to be shown

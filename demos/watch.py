@@ -50,6 +50,7 @@ def plot_curves(path, rows, title, threshold, total_timesteps):
         panels[0].axhline(threshold, color="gray", linestyle="--", label="reward threshold")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     figure.savefig(path)
+    return figure
 
 
 def open_scene(env_id):
@@ -158,7 +159,7 @@ def main(argv=None):
     add("--gif", type=new_file(".gif"), help="show how agents play")
     add("--curves", type=new_file(".png", ".svg", ".pdf"), help="plot how they learned")
     add("--rows", type=new_file(".csv"), help="write what is plotted")
-    add("--load", nargs="+", default=[], help="play what --save wrote")
+    add("--load", nargs="+", action="extend", default=[], help="play what --save wrote")
     add("--untrained", action="store_true", help="show an agent before training, too")
     add("--demo", help="show the first episode of this .npz, too")
     add("--seeds", type=int, nargs="+", help="train an agent with each of these")

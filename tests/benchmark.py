@@ -29,32 +29,31 @@ def load(script):
 
 
 def essence(node):
-    """Code as nested lists, without comments, docstrings, and what versions of Python differ in."""
+    """Code as nested lists, without comments, docstrings, and what differs between Pythons."""
     if isinstance(node, list):
         return [essence(item) for item in node
                 if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))]
     if not isinstance(node, ast.AST):
         return repr(node)
-    values = [(name, essence(value)) for name, value in ast.iter_fields(node) if value not in (None, [])]
-    return [type(node).__name__, values]
+    fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, [])]
+    return [type(node).__name__, [(name, essence(value)) for name, value in fields]]
 
 
 def fingerprint(experiment):
     """A hash of what a run depends on: settings, code, and demonstrations."""
     config = load(experiment.script).Config(**experiment.settings)
-    code = [inspect.getsource(function)
-            for function in (experiment.change, experiment.recording) if function]
-    facts = [experiment.settings, experiment.peer]
+    facts = [sorted(experiment.settings.items()), sorted(experiment.peer.items())]
+    functions = [experiment.change, experiment.recording, experiment.peer and train_peer]
+    code = [inspect.getsource(function) for function in functions if function]
     if experiment.peer:
         facts += [config.total_timesteps, config.eval_frequency, config.eval_episodes]
-        code.append(inspect.getsource(train_peer))
     else:
         code.append((TOP / f"{experiment.script}.py").read_text(encoding="utf-8"))
-    if "demos.pendulums" in config.env_id:
-        code.append((TOP / "demos/pendulums.py").read_text(encoding="utf-8"))
     if experiment.script == "pofd" and not experiment.peer:
-        path = config.demo or f"demos/{config.env_id.split(':')[-1]}.npz"
-        facts.append((TOP / path).read_bytes())
+        demo = config.demo or f"demos/{config.env_id.split(':')[-1]}.npz"
+        facts.append((TOP / demo).read_bytes())
+    if config.env_id.startswith("demos.pendulums:"):
+        code.append((TOP / "demos/pendulums.py").read_text(encoding="utf-8"))
     facts += [essence(ast.parse(text)) for text in code]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:8]
 

@@ -13,12 +13,12 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    path = config.getoption("script")
-    if path:
-        name = next((name for name in SCRIPTS if name in Path(path).stem), None)
+    if config.option.script:
+        path = Path(config.option.script).resolve()
+        name = next((name for name in SCRIPTS if name in path.stem), None)
         if name is None:
-            raise pytest.UsageError(f"--script {path}: no name of {SCRIPTS} is in this one")
-        spec = importlib.util.spec_from_file_location(name, Path(path).resolve())
+            raise pytest.UsageError(f"{path.name}: expected one of {SCRIPTS} in the name")
+        spec = importlib.util.spec_from_file_location(name, path)
         sys.modules[name] = importlib.util.module_from_spec(spec)  # `import ppo` now finds it
         spec.loader.exec_module(sys.modules[name])
 
@@ -28,7 +28,6 @@ def pytest_pyfunc_call(pyfuncitem):
     try:
         return (yield)
     except AttributeError as error:
-        script = getattr(error.obj, "__name__", None)
-        if script not in SCRIPTS or not pyfuncitem.config.getoption("script"):
-            raise
-        pytest.skip(f"your file has no {error.name}")
+        if pyfuncitem.config.option.script and getattr(error.obj, "__name__", "") in SCRIPTS:
+            pytest.skip(f"your file has no {error.name}")
+        raise

@@ -8,11 +8,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 class Chain(gym.Env):
     """Walks through the observations (0, episode), (1, episode), ... until it ends.
 
-    It ends by termination, by truncation, by one and the other in turn ("both"), or after 2 to 8
-    steps by termination if they are even ("any").
+    It ends by termination, truncation, or both in turn; if "any", after 2 to 8 steps.
     It pays a unit for the last step ("end"), for each ("step"), or for the action 1; in a Box it
-    takes the squared distance from 3/4 of the way between the bounds.
-    """
+    takes the squared distance from 3/4 of the way between the bounds."""
     def __init__(self, action_space, length=1, ends="terminated", pays="end", unit=1.0):
         self.length, self.ends, self.pays, self.unit = length, ends, pays, unit
         self.observation_space, self.action_space = Box(-np.inf, np.inf, (2,)), action_space

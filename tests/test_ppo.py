@@ -1,4 +1,4 @@
-"""PPO, in ppo.py and as a part of pofd.py: losses by hand, and values that are known."""
+"""PPO, in ppo.py and as a part of pofd.py: its losses by hand, and how they are used."""
 import importlib
 
 import gymnasium as gym
@@ -8,10 +8,7 @@ import torch
 
 from tiny import spy, tiny, train, weights
 
-
-@pytest.fixture(params=["ppo", "pofd"])
-def script(request):
-    return request.param
+pytestmark = pytest.mark.parametrize("script", ["ppo", "pofd"])
 
 
 @pytest.mark.parametrize("terminated, done, bootstrap, goes_on", [
@@ -53,15 +50,13 @@ def test_long_gradients_of_actor_and_critic_are_shortened(script, monkeypatch):
 
 
 def test_ratio_is_one_on_the_first_minibatch_and_advantages_are_normalised(script, monkeypatch):
-    calls, (module, config) = [], tiny(script)
-    spy(monkeypatch, module, "clipped_surrogate", lambda _, *args: calls.append(args))
-    train(script)
-    steps = config.update_epochs * config.num_minibatches
-    assert len(calls) == 256 // 64 * steps
+    calls = []
+    spy(monkeypatch, tiny(script)[0], "clipped_surrogate", lambda _, *args: calls.append(args))
+    train(script, update_epochs=3, num_minibatches=2)
+    assert len(calls) == 4 * 3 * 2
     for i, (log_prob, old_log_prob, advantage, _) in enumerate(calls):
         assert advantage.mean().abs() < 1e-5 and advantage.std() == pytest.approx(1, abs=1e-3)
-        assert torch.allclose(log_prob, old_log_prob, atol=1e-5) or i % steps > 0
-    assert not torch.allclose(log_prob, old_log_prob, atol=1e-3)
+        assert torch.allclose(log_prob, old_log_prob, atol=1e-5) == (i % 6 == 0)
 
 
 def test_a_minibatch_of_one_step_is_learned_from(script):
@@ -86,12 +81,3 @@ def test_raw_action_is_stored_and_the_executed_one_is_sent(script, monkeypatch):
     train(script, env_id="probes:FarBox-v0")
     raw = np.stack([row[1] for row in rows])
     assert (abs(raw) > 1).any() and np.stack(sent) == pytest.approx((15 + 5 * raw).clip(10, 20))
-
-
-@pytest.mark.parametrize("name, values", [
-    ("Ahead", [0.25, 0.5, 1]), ("Truncated", [2] * 4)])  # at the time limit it bootstraps
-def test_values_are_learned(script, name, values):
-    settings = dict(total_timesteps=1_920, num_envs=8, update_epochs=4, reward_lambda=0.0)
-    agent, _ = train(script, name, gamma=0.5, **settings)
-    obs = torch.tensor([[step, 1.0] for step in range(len(values))])
-    assert agent.critic(obs).flatten().tolist() == pytest.approx(values, abs=0.2)

@@ -27,11 +27,6 @@ def demonstrations(seed=0, **changes):
     return str(path)
 
 
-def probe(script, name):
-    """The probe's id, in the variant that the script can act in."""
-    return f"probes:{name}{KINDS[script]}-v0"
-
-
 def network(script, action_space=None, obs_space=probes.FLAT):
     """A new network that acts, for the probes or for other spaces."""
     build = getattr(importlib.import_module(script), NETWORKS[script])
@@ -41,7 +36,8 @@ def network(script, action_space=None, obs_space=probes.FLAT):
 def tiny(script, name="ByActions", **settings):
     """A module and its settings for a tiny run on a probe."""
     module = importlib.import_module(script)
-    settings = {"env_id": probe(script, name), "demo": demonstrations()} | SETTINGS | settings
+    probe = f"probes:{name}{KINDS[script]}-v0"
+    settings = {"env_id": probe, "demo": demonstrations()} | SETTINGS | settings
     known = vars(module.Config()).keys() & settings.keys()
     return module, module.Config(**{name: settings[name] for name in known})
 
