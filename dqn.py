@@ -45,6 +45,7 @@ class QNetwork(nn.Sequential):
         discrete = isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0
         assert flat, f"expected observations in a Box of shape (n,), got {obs_space}"
         assert discrete, f"expected actions in a Discrete that starts at 0, got {action_space}"
+        self.action_space = action_space
         self.extend([  # LayerNorm lets Adam take large steps
             nn.Linear(obs_space.shape[0], hidden_size), nn.LayerNorm(hidden_size), nn.ReLU(),
             nn.Linear(hidden_size, hidden_size), nn.LayerNorm(hidden_size), nn.ReLU(),
@@ -53,7 +54,8 @@ class QNetwork(nn.Sequential):
     @torch.no_grad()
     def act(self, obs):
         """Greedy actions (B,) for NumPy observations (B, obs_dim)."""
-        return self(torch.as_tensor(obs, dtype=torch.float32)).argmax(-1).numpy()
+        q_values = self(torch.as_tensor(obs, dtype=torch.float32))
+        return q_values.argmax(-1).numpy().astype(self.action_space.dtype)
 
 
 class ReplayBuffer(list):
@@ -89,7 +91,7 @@ def evaluate(agent, env_id, episodes, seed):
 
 def show(row):
     """Print a row, at once even into a file."""
-    print(*(f"{name} {value:<9.6g}" for name, value in row.items()), flush=True)
+    print(*(f"{name} {value:<9.7g}" for name, value in row.items()), flush=True)
 
 
 def main(config=Config(), report=show):
@@ -98,13 +100,14 @@ def main(config=Config(), report=show):
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)  # networks this small are faster on one core
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
-    assert envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP, "NEXT_STEP"
+    mode = envs.metadata.get("autoreset_mode")
+    assert mode == gym.vector.AutoresetMode.NEXT_STEP, f"expected autoreset NEXT_STEP, got {mode}"
     agent = QNetwork(envs.single_observation_space, envs.single_action_space, config.hidden_size)
     target_network = copy.deepcopy(agent)
     optimizer = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # quick
     buffer = ReplayBuffer()
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
-    obs, done = envs.reset(seed=config.seed)[0], np.zeros(config.num_envs, bool)
+    obs, done = np.array(envs.reset(seed=config.seed)[0]), np.zeros(config.num_envs, bool)
     q_loss = torch.tensor(torch.nan)  # before the first step
 
     for step in range(0, config.total_timesteps + config.num_envs, config.num_envs):

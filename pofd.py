@@ -25,11 +25,11 @@ class Config:
     total_timesteps: int = 262_144  # environment steps, unless solved before
     eval_frequency: int = 16_384  # environment steps between evaluations
     eval_episodes: int = 20  # greedy episodes per evaluation
-    num_envs: int = 16  # N, environments side by side
-    num_steps: int = 64  # T, steps of each environment per rollout
+    num_envs: int = 4  # N, environments side by side
+    num_steps: int = 256  # T, steps of each environment per rollout, from a fresh start
     hidden_size: int = 64  # units in each of the two hidden layers
     learning_rate: float = 1e-3  # step size of Adam
-    gamma: float = 0.99  # discount factor
+    gamma: float = 0.98  # discount factor
     gae_lambda: float = 0.95  # 0 gives one-step advantages, 1 gives whole returns
     reward_scale: float = 0.1  # rewards are multiplied by this before learning
     update_epochs: int = 10  # passes over each rollout
@@ -157,7 +157,7 @@ def evaluate(agent, env_id, episodes, seed):
 
 def show(row):
     """Print a row, at once even into a file."""
-    print(*(f"{name} {value:<9.6g}" for name, value in row.items()), flush=True)
+    print(*(f"{name} {value:<9.7g}" for name, value in row.items()), flush=True)
 
 
 def main(config=Config(), report=show):
@@ -166,7 +166,8 @@ def main(config=Config(), report=show):
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)  # networks this small are faster on one core
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
-    assert envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP, "NEXT_STEP"
+    mode = envs.metadata.get("autoreset_mode")
+    assert mode == gym.vector.AutoresetMode.NEXT_STEP, f"expected autoreset NEXT_STEP, got {mode}"
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     agent = ActorCritic(obs_space, action_space, config.hidden_size)
     path = config.demo or Path(__file__).with_name("demos") / f"{envs.spec.id}.npz"
@@ -176,7 +177,7 @@ def main(config=Config(), report=show):
     optimizer.add_param_group({
         "params": discriminator.parameters(), "lr": config.discriminator_learning_rate})
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
-    obs, done = envs.reset(seed=config.seed)[0], np.zeros(config.num_envs, bool)
+    envs.reset(seed=config.seed)
     value_loss = entropy = d_loss = torch.tensor(torch.nan)  # before the first step
     rollout_size = config.num_envs * config.num_steps
 
@@ -197,15 +198,16 @@ def main(config=Config(), report=show):
                 print(f"{verdict} in {step} steps: mean return {returns.mean():.4g}")
                 return agent
 
-        # Act and store. The step after the end of an episode only resets it; see make_batch.
+        # Act from fresh starts, and store. The step after an end only resets; see make_batch.
         rollout = []
+        obs, done = np.array(envs.reset()[0]), np.zeros(config.num_envs, bool)
         for _ in range(config.num_steps):
             action = agent.policy(torch.as_tensor(obs, dtype=torch.float32)).sample().numpy()
             next_obs, reward, terminated, truncated, _ = envs.step(agent.to_env(action))
             reset, done = done, np.logical_or(terminated, truncated)
             arrays = obs, action, config.reward_scale * reward, next_obs, terminated, done, reset
             rollout.append([torch.tensor(array, dtype=torch.float32) for array in arrays])
-            obs = np.copy(next_obs)  # some environments reuse their arrays
+            obs = np.array(next_obs)  # a copy: some environments reuse their arrays
 
         # Learn. The discriminator's reward is read before it learns from this rollout.
         reward_lambda = config.reward_lambda * (1 - step / config.total_timesteps)

@@ -63,7 +63,7 @@ class ActorCritic(nn.Module):
     def to_env(self, action):
         """NumPy actions for env.step: in a Box, [-1, 1] is scaled to the bounds, in float64."""
         if self.discrete:
-            return action + self.action_space.start
+            return (action + self.action_space.start).astype(self.action_space.dtype)
         low, high = self.action_space.low.astype(float), self.action_space.high.astype(float)
         action = np.clip(low / 2 + high / 2 + (high / 2 - low / 2) * action, low, high)
         action = np.rint(action) if self.action_space.dtype.kind in "iu" else action  # integers
@@ -115,7 +115,7 @@ def evaluate(agent, env_id, episodes, seed):
 
 def show(row):
     """Print a row, at once even into a file."""
-    print(*(f"{name} {value:<9.6g}" for name, value in row.items()), flush=True)
+    print(*(f"{name} {value:<9.7g}" for name, value in row.items()), flush=True)
 
 
 def main(config=Config(), report=show):
@@ -124,12 +124,13 @@ def main(config=Config(), report=show):
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)  # networks this small are faster on one core
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
-    assert envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP, "NEXT_STEP"
+    mode = envs.metadata.get("autoreset_mode")
+    assert mode == gym.vector.AutoresetMode.NEXT_STEP, f"expected autoreset NEXT_STEP, got {mode}"
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     agent = ActorCritic(obs_space, action_space, config.hidden_size)
     optimizer = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # quick
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
-    obs, done = envs.reset(seed=config.seed)[0], np.zeros(config.num_envs, bool)
+    obs, done = np.array(envs.reset(seed=config.seed)[0]), np.zeros(config.num_envs, bool)
     value_loss = entropy = torch.tensor(torch.nan)  # before the first step
     rollout_size = config.num_envs * config.num_steps
 
@@ -158,7 +159,7 @@ def main(config=Config(), report=show):
             reset, done = done, np.logical_or(terminated, truncated)
             arrays = obs, action, config.reward_scale * reward, next_obs, terminated, done, reset
             rollout.append([torch.tensor(array, dtype=torch.float32) for array in arrays])
-            obs = np.copy(next_obs)  # some environments reuse their arrays
+            obs = np.array(next_obs)  # a copy: some environments reuse their arrays
 
         # Learn.
         batch = make_batch(rollout, agent, config)

@@ -123,7 +123,7 @@ def evaluate(agent, env_id, episodes, seed):
 
 def show(row):
     """Print a row, at once even into a file."""
-    print(*(f"{name} {value:<9.6g}" for name, value in row.items()), flush=True)
+    print(*(f"{name} {value:<9.7g}" for name, value in row.items()), flush=True)
 
 
 def main(config=Config(), report=show):
@@ -132,18 +132,18 @@ def main(config=Config(), report=show):
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)  # networks this small are faster on one core
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
-    assert envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP, "NEXT_STEP"
+    mode = envs.metadata.get("autoreset_mode")
+    assert mode == gym.vector.AutoresetMode.NEXT_STEP, f"expected autoreset NEXT_STEP, got {mode}"
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     agent = Actor(obs_space, action_space, config.hidden_size)
     critics = Critics(obs_space.shape[0] + action_space.shape[0], config.hidden_size)
     target_critics = copy.deepcopy(critics)
     log_alpha = torch.tensor(0.02).log().requires_grad_()  # alpha, the temperature, starts low
-    critic_optimizer = torch.optim.Adam(critics.parameters(), config.learning_rate, fused=True)
-    actor_weights = [*agent.parameters(), log_alpha]  # one step moves both
-    actor_optimizer = torch.optim.Adam(actor_weights, config.learning_rate, fused=True)
+    q_adam = torch.optim.Adam(critics.parameters(), config.learning_rate, fused=True)
+    pi_adam = torch.optim.Adam([*agent.parameters(), log_alpha], config.learning_rate, fused=True)
     buffer = ReplayBuffer()
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
-    obs, done = envs.reset(seed=config.seed)[0], np.zeros(config.num_envs, bool)
+    obs, done = np.array(envs.reset(seed=config.seed)[0]), np.zeros(config.num_envs, bool)
     q_loss = torch.tensor(torch.nan)  # before the first step
 
     for step in range(0, config.total_timesteps + config.num_envs, config.num_envs):
@@ -175,14 +175,14 @@ def main(config=Config(), report=show):
         # Learn, critics first, then let the target critics follow.
         batch, alpha = buffer.sample(config.batch_size), log_alpha.detach().exp()
         q_loss = critic_loss(critics, target_critics, agent, batch, alpha, config.gamma)
-        critic_optimizer.zero_grad()
+        q_adam.zero_grad()
         q_loss.backward()
-        critic_optimizer.step()
+        q_adam.step()
         action, log_prob = agent.sample(batch.obs)
         loss = actor_loss(critics, batch.obs, action, log_prob, alpha)
-        actor_optimizer.zero_grad()
+        pi_adam.zero_grad()
         (loss + temperature_loss(log_alpha, log_prob, -action_space.shape[0])).backward()
-        actor_optimizer.step()
+        pi_adam.step()
         for target, source in zip(target_critics.parameters(), critics.parameters()):
             target.data.lerp_(source.data, config.tau)
 

@@ -30,7 +30,7 @@ SECONDS = 10  # that a part may take for a case
 
 
 class Times(nn.Module):
-    """A stand-in for every network, to be computed in one's head: obs times a factor."""
+    """Replaces all networks, so that a case can be computed by hand: obs times a factor."""
     def __init__(self, *factor):
         super().__init__()
         self.factor = nn.Parameter(torch.tensor(factor))
@@ -48,8 +48,8 @@ class Times(nn.Module):
 
 
 def make_inputs(original, exercise, case):
-    """All that a part needs, by name. exercises.json holds the numbers, or their shape as a text,
-    such as "T N 1": then they are drawn at random."""
+    """The arguments of a part by name. In exercises.json, a text such as "T N 1" is the shape of
+    numbers that are drawn at random, and {"times": [2.0]} is a network."""
     x = {"B": 1, "T": 1, "N": 1, "A": 1, "log_std": 0, **exercise["inputs"], **case}
     torch.manual_seed(7)
     for name, value in x.items():
@@ -165,8 +165,8 @@ def get_part(module, exercise, lines, first, last):
     if exercise["part"] != "main":
         return operator.attrgetter(exercise["part"])(module)
 
-    # Lines of main are no function that could be called. Here the text is the subject: these lines
-    # are compiled alone, and run with the inputs as variables.
+    # Lines inside main cannot be called. Here the text itself is the subject: these lines are
+    # compiled alone, and run with the inputs as variables.
     main = next(x for x in ast.parse("\n".join(lines)).body if getattr(x, "name", "") == "main")
     loop = next(x for x in main.body if isinstance(x, ast.For))
     statements = [x for x in loop.body if first <= x.lineno <= last]
@@ -180,7 +180,7 @@ def get_part(module, exercise, lines, first, last):
 
 
 def attempt(function, *values):
-    """What a function returns, and what it raises, be it that it takes too long."""
+    """What a function returns and what it raises. If it takes too long, it is interrupted."""
     timer = threading.Timer(SECONDS, _thread.interrupt_main)  # as if somebody pressed Ctrl-C
     timer.start()
     try:
@@ -192,7 +192,7 @@ def attempt(function, *values):
 
 
 def explain(error, path):
-    """What an error says, and the last of the student's lines on its way."""
+    """An error in words, with the line of the student's file from which it came."""
     lines = [f"line {x.lineno}: {x.line}\n" for x in traceback.extract_tb(error.__traceback__)
              if x.filename == str(path)]
     text = traceback.format_exception_only(error)
@@ -270,7 +270,7 @@ def main(argv=None):
         done &= verdict == "right"
         print(f"{i}  {exercise['name']:<22} {verdict}", flush=True)
     if done:
-        print(f"All right. {path.name} trains with your lines, best in the folder {ROOT}.")
+        print(f"All right. {path.name} trains as {name}.py does. It finds demos/ from {ROOT}.")
     sys.exit(not done)
 
 

@@ -2,8 +2,8 @@
 
 `python demos/trace.py ppo.py` trains with ppo.py and prints the lines that run in one round of
 main's loop, with the values that each line read or set. A line that runs several times is shown as
-it ran last. Evaluations are left out. Training is small, with 2 environments and batches of 4; the
-script's own flags change that. `--html page.html` writes a page for the browser instead."""
+it ran last. Evaluations are left out. Training is small, with 2 environments and batches of 4, but
+the script's own flags change that. `--html page.html` writes a page for the browser instead."""
 import argparse
 import ast
 import contextlib
@@ -71,8 +71,8 @@ class Statement:
 class Tracer:
     """Collects rows for round number `update` of main's loop.
 
-    Nothing else in this repository uses what this class needs to follow a program line by line:
-    Python's trace function, the frames of running functions, and eval of the names in a line."""
+    To follow a program line by line, this class uses Python's trace function, reads the frames of
+    running functions, and evaluates the names in a line. Nothing else here needs such tricks."""
     def __init__(self, path, update):
         source = Path(path).read_text(encoding="utf-8-sig")
         self.path, self.source, self.update, self.round = path, source.splitlines(), update, 0
@@ -104,8 +104,8 @@ class Tracer:
             self.add("enter", function.lineno, text, [], replaced=lines)
         elif function.name != "main":
             return None
-        self.calls.append(SimpleNamespace(
-            frame=frame, margin=function.col_offset + 4, statement=None, row=None))
+        margin = function.col_offset + 4
+        self.calls.append(SimpleNamespace(frame=frame, margin=margin, statement=None, row=None))
         return self.follow
 
     def follow(self, frame, event, value):
@@ -177,7 +177,7 @@ class Tracer:
         """Entries for expressions, evaluated where they stand. Where x.y is told, x is not."""
         found = {}
         for name in names:
-            if re.split(r"\W", name)[0] in frame.f_locals.keys() - {"_"}:
+            if re.split(r"\W", name)[0] in set(frame.f_locals) - {"_"}:
                 found[name] = describe(name, eval(name, frame.f_globals, frame.f_locals))
         inner = tuple(name for name in found if found[name])
         return [entry for name in found for entry in found[name]
@@ -201,11 +201,10 @@ def as_text(rows, width=120):
     lines = []
     for row in rows:
         margin = " " * (5 + 4 * row.depth)
-        lines += [f"\n{margin}    # {row.comment}"] if row.comment else []
-        lines += [margin + line for line in row.text.splitlines()]
-        if row.kind == "line":
-            first = len(lines) - row.text.count("\n") - 1
-            lines[first] = f"{row.number:4} {lines[first][5:]}"
+        if row.comment:
+            lines.append(f"\n{margin}    # {row.comment}")
+        text = textwrap.indent(row.text, margin)
+        lines += (f"{row.number:4} {text[5:]}" if row.kind == "line" else text).splitlines()
         margin += " " * (8 + len(row.text) - len(row.text.lstrip()))
         for mark, x in row.notes:
             note = " ".join(f"{mark} {x.name} {x.shape} = {x.text}".split())
@@ -243,7 +242,7 @@ def main(argv=None):
     with contextlib.redirect_stdout(io.StringIO()), np.errstate(invalid="ignore"):
         module.main(dataclasses.replace(config, eval_frequency=1), report=lambda row: None)
     changed = [f"{name} {value}" for name, value in vars(config).items()
-               if value != getattr(module.Config, name)]
+               if name != "env_id" and value != getattr(module.Config, name)]
     title = f"{flags.script.name}, update {flags.update}: {', '.join([config.env_id, *changed])}"
     if flags.html:
         flags.html.write_text(as_html(tracer.rows, title), encoding="utf-8")

@@ -1,31 +1,28 @@
-"""Train all of experiments.py with all seeds: `python tests/benchmark.py` makes the missing runs.
+"""Make the runs of experiments.py that tests/results.jsonl lacks: `python tests/benchmark.py`.
 
-Each run is a process of its own and adds a line to tests/results.jsonl. Stop it whenever you like:
-it goes on where it stopped. `--report` writes the figures into README.md and tests/RESULTS.md.
+Each run is a process of its own, which adds a line to that file. Stop it whenever you like: it
+goes on where it stopped. `--report` writes the figures and draws the pictures, and runs nothing.
 """
 import argparse
 import ast
 import hashlib
 import inspect
 import json
-import subprocess
+import os
 import sys
 import tempfile
 import time
 from dataclasses import replace
+from multiprocessing import get_context
 from statistics import median
 
 import numpy as np
 
-from experiments import EXPERIMENTS, TASKS, TOP, train_peer
-from demos.record import load_script
+from experiments import EXPERIMENTS, train_peer
+from demos.record import ROOT, load_script
 
-RESULTS = TOP / "tests/results.jsonl"
-
-
-def load(script):
-    """Import a script, anew at each call, so that a change of one leaves the others alone."""
-    return load_script(TOP / f"{script}.py")
+RESULTS = ROOT / "tests/results.jsonl"
+TABLES = ["tasks", "controls", "peers", "elsewhere", "departures", "break it"]
 
 
 def essence(node):
@@ -41,31 +38,34 @@ def essence(node):
 
 def fingerprint(experiment):
     """A hash of what a run depends on: settings, code, and demonstrations."""
-    config = load(experiment.script).Config(**experiment.settings)
+    script = ROOT / f"{experiment.script}.py"
+    config = load_script(script).Config(**experiment.settings)
     facts = [sorted(experiment.settings.items()), sorted(experiment.peer.items())]
     functions = [experiment.change, experiment.recording, experiment.peer and train_peer]
     code = [inspect.getsource(function) for function in functions if function]
     if experiment.peer:
         facts += [config.total_timesteps, config.eval_frequency, config.eval_episodes]
     else:
-        code.append((TOP / f"{experiment.script}.py").read_text(encoding="utf-8"))
+        code.append(script.read_text(encoding="utf-8"))
     if experiment.script == "pofd" and not experiment.peer:
         demo = config.demo or f"demos/{config.env_id.split(':')[-1]}.npz"
-        facts.append((TOP / demo).read_bytes())
+        facts.append((ROOT / demo).read_bytes())
     if config.env_id.startswith("demos.pendulums:"):
-        code.append((TOP / "demos/pendulums.py").read_text(encoding="utf-8"))
+        code.append((ROOT / "demos/pendulums.py").read_text(encoding="utf-8"))
     facts += [essence(ast.parse(text)) for text in code]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:8]
 
 
-def run(experiment, seed):
-    """Train and judge an agent in this process: a row for results.jsonl."""
+def run(job):
+    """Train and judge an agent, in a process made for it: a row for results.jsonl."""
+    experiment, seed = job
+    os.chdir(ROOT)  # where the settings' files are
     row = {"table": experiment.table, "run": experiment.name, "seed": seed,
            "fingerprint": fingerprint(experiment)}
-    module, reports = load(experiment.script), []
+    module, reports = load_script(ROOT / f"{experiment.script}.py"), []
+    config = module.Config(**experiment.settings, seed=seed)
     if experiment.change:
         experiment.change(module)
-    config = module.Config(**{"seed": seed, **experiment.settings})
     with tempfile.TemporaryDirectory() as folder:
         if experiment.recording:
             np.savez(f"{folder}/demo.npz", **experiment.recording())
@@ -75,51 +75,142 @@ def run(experiment, seed):
         else:
             agent = module.main(config, reports.append)
     cpu = time.process_time()  # of the whole process, imports included
-    curve = [[report["step"], round(report["return"], 2)] for report in reports]
-    steps = curve[-1][0] if curve else 0
     episodes = 20 if experiment.table == "elsewhere" else 100
     returns = module.evaluate(agent, config.env_id, episodes, 1_000_000 + seed)
+    curve = [[report["step"], round(report["return"], 2)] for report in reports]
+    steps = curve[-1][0] if curve else 0
     return {**row, "steps": steps, "cpu": round(cpu, 1), "return": round(returns.mean().item(), 2),
             "worst": round(returns.min().item(), 2), "curve": curve,
-            "solved_by_itself": bool(curve) and steps < config.total_timesteps}
+            "solved_by_itself": 0 < steps < config.total_timesteps}
+
+
+def make(jobs, processes):
+    """Make runs, each in a new process, and add a row to results.jsonl as soon as one ends."""
+    with get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
+        for row in pool.imap_unordered(run, jobs):
+            with RESULTS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{row['table']}: {row['run']}, seed {row['seed']}: return {row['return']} "
+                  f"after {row['steps']:,} steps, {row['cpu']} CPU s", flush=True)
 
 
 def read():
-    """The rows of results.jsonl, by table, run and seed; of two that are alike, the newer."""
-    if not RESULTS.exists():
-        return {}
-    rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
-    return {(row["table"], row["run"], row["seed"]): row for row in rows}
+    """The rows of results.jsonl, by table, run and seed; the newest, if there are several."""
+    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
+    return {(row["table"], row["run"], row["seed"]): row for row in map(json.loads, lines)}
 
 
 def to_do(experiments, seeds=None):
-    """The runs that are missing and those that are stale, two lists of (experiment, seed)."""
+    """The runs that are missing, and those of other code or settings, lists of (e, seed)."""
     rows, missing, stale = read(), [], []
-    for experiment in experiments:
-        now = fingerprint(experiment)
-        for seed in seeds or experiment.seeds:
-            row = rows.get((experiment.table, experiment.name, seed))
+    for e in experiments:
+        today = fingerprint(e)
+        for seed in seeds or e.seeds:
+            row = rows.get((e.table, e.name, seed))
             if row is None:
-                missing.append((experiment, seed))
-            elif row.get("fingerprint") != now:
-                stale.append((experiment, seed))
+                missing.append((e, seed))
+            elif row.get("fingerprint") != today:
+                stale.append((e, seed))
     return missing, stale
 
 
-def start(experiment, seed):
-    """Begin a run in a new process, which writes its row itself."""
-    return subprocess.Popen([sys.executable, __file__, "--run", f"{experiment.table}: {experiment.name}",
-                             "--seeds", str(seed)], cwd=TOP)
+def complaint(stale):
+    """One line that names the stale runs."""
+    names = "; ".join(dict.fromkeys(f"{e.table}: {e.name}" for e, _ in stale))
+    return f"{len(stale)} runs are stale, make them by `python tests/benchmark.py`: {names}"
 
 
-def make(runs, jobs):
-    """Make runs, a few at a time."""
-    waiting, running = list(runs), []
-    while waiting or running:
-        running = [process for process in running if process.poll() is None]
-        while waiting and len(running) < jobs:
-            running.append(start(*waiting.pop(0)))
-        time.sleep(0.1)
+def found():
+    """The experiments that have runs, each with these: [(experiment, rows)]."""
+    rows = read()
+    runs = [[rows.get((e.table, e.name, seed)) for seed in e.seeds] for e in EXPERIMENTS]
+    pairs = [(e, list(filter(None, some))) for e, some in zip(EXPERIMENTS, runs)]
+    return [(e, some) for e, some in pairs if some]
+
+
+def spread(values):
+    """The median and, in brackets, the least and the greatest."""
+    middle, low, high = (f"{f(values):,.0f}" for f in (median, min, max))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def cells(e, runs):
+    """What a table says of an experiment."""
+    line = {"run": e.name}
+    if e.table == "tasks":
+        line["goal"] = f"{e.goal:,}"
+    if e.goal is not None:
+        line["solved"] = f"{sum(run['return'] >= e.goal for run in runs)} of {len(runs)}"
+    line["return"] = spread([run["return"] for run in runs])
+    line["steps"] = spread([run["steps"] for run in runs])
+    line["CPU s"] = spread([run["cpu"] for run in runs])
+    return line
+
+
+def figures():
+    """What stands between the markers of the texts: {(file, marker): text}."""
+    from tabulate import tabulate
+    lines = {(e.table, e.name): cells(e, runs) for e, runs in found()}
+    tables = {("README.md", "results"): []}
+    for table in TABLES:
+        shown = {}
+        for key in [key for key in lines if key[0] == table]:
+            task = "tasks", key[1].split(",")[0]  # stands above what is compared with it
+            for name in (task, key):
+                if name in lines:
+                    shown[name] = {column: cell for column, cell in lines[name].items()
+                                   if column != "goal" or table == "tasks"}
+        tables["tests/RESULTS.md", f"results: {table}"] = list(shown.values())
+    for line in tables["tests/RESULTS.md", "results: tasks"]:
+        script, task = line["run"].split("/")
+        length = (ROOT / f"{script}.py").read_text(encoding="utf-8").count("\n")
+        start = {"script": f"[`{script}.py`]({script}.py)", "lines": length, "task": task}
+        end = {name: line[name] for name in ("solved", "steps", "CPU s")}
+        tables["README.md", "results"].append(start | end)
+    return {place: tabulate(lines, "keys", "github", disable_numparse=True) or "No runs yet."
+            for place, lines in tables.items()}
+
+
+def fill(text, marker, figure):
+    """The text with a figure between `<!-- marker -->` and `<!-- end -->`."""
+    before, start, rest = text.partition(f"<!-- {marker} -->")
+    old, end, after = rest.partition("<!-- end -->")
+    assert end, f"there is no <!-- {marker} -->...<!-- end -->"
+    return f"{before}{start}\n\n{figure}\n\n{end}{after}"
+
+
+def draw(path, panels):
+    """Plot return against steps, a line for each run: {title: (goal, {label: runs})}."""
+    from matplotlib.figure import Figure
+    columns, rows = min(3, len(panels)), -(-len(panels) // 3)
+    figure = Figure((9 + columns, 3 * rows + 2), layout="constrained")
+    for number, (title, (goal, groups)) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(rows, columns, number)
+        axes.set(title=title, xlabel="environment steps", ylabel="return of the greedy policy")
+        axes.axhline(goal, color="gray", linestyle="--")
+        for color, (label, runs) in enumerate(groups.items()):
+            for run in runs:
+                points = [*run["curve"], (run["steps"], run["return"])]
+                axes.plot(*zip(*points), f".-C{color}", linewidth=0.7, markevery=[-1])
+            axes.lines[-1].set_label(label)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.savefig(path, dpi=120)
+
+
+def report():
+    """Write the figures and draw the pictures, unless some are of other code."""
+    stale = to_do(EXPERIMENTS)[1]
+    if stale:
+        sys.exit(complaint(stale))
+    for (path, marker), figure in figures().items():
+        text = (ROOT / path).read_text(encoding="utf-8")
+        (ROOT / path).write_text(fill(text, marker, figure), encoding="utf-8")
+    tasks = {f"{e.name}: {cells(e, runs)['solved']}": (e.goal, {"a seed": runs})
+             for e, runs in found() if e.table == "tasks"}
+    draw(ROOT / "demos/learning_curves.png", tasks)
+    swing_up = {e.name.partition(", ")[2] or "POfD": runs for e, runs in found()
+                if e.table in ("tasks", "controls") and e.name.startswith("pofd/swing-up")}
+    draw(ROOT / "demos/pofd_controls.png", {"the swing-up": (850, swing_up)})
 
 
 def main(argv=None):
@@ -129,22 +220,12 @@ def main(argv=None):
     add("--seeds", help="such as 3001-3010, in place of each experiment's own")
     add("--jobs", type=int, default=2, help="processes at a time (%(default)s)")
     add("--report", action="store_true", help="write the figures, run nothing")
-    add("--run", help=argparse.SUPPRESS)  # one experiment in this process
     flags = parser.parse_args(argv)
-    seeds = None
-    if flags.seeds:
-        first, _, last = flags.seeds.partition("-")
-        seeds = range(int(first), int(last or first) + 1)
-    if flags.run:
-        experiment, = [e for e in EXPERIMENTS if f"{e.table}: {e.name}" == flags.run]
-        row = run(experiment, seeds[0])
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        print(f"{flags.run} {row['seed']}: return {row['return']} after {row['steps']:,} steps, "
-              f"{row['cpu']} CPU s", flush=True)
-        return
+    ends = [int(seed) for seed in flags.seeds.split("-")] if flags.seeds else []
+    if flags.report:
+        return report()
     chosen = [e for e in EXPERIMENTS if flags.only in f"{e.table}: {e.name}"]
-    missing, stale = to_do(chosen, seeds)
+    missing, stale = to_do(chosen, ends and range(ends[0], ends[-1] + 1))
     print(f"{len(missing)} runs are missing, {len(stale)} are stale", flush=True)
     make(missing + stale, flags.jobs)
 

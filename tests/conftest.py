@@ -1,4 +1,5 @@
-"""`--script my_ppo.py` tests your own file in place of ppo.py, and skips what it does not have."""
+"""`python -m pytest -c tests/pytest.ini tests/test_ppo.py --script my_ppo.py` tests your own file
+in place of ppo.py, because of its name, and skips what it does not have."""
 import importlib.util
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from tiny import SCRIPTS
 
 
 def pytest_addoption(parser):
-    parser.addoption("--script", help="your own file; its name says which script it stands for")
+    parser.addoption("--script", help="your own file, such as my_ppo.py, in place of ppo.py")
 
 
 def pytest_configure(config):
@@ -28,6 +29,6 @@ def pytest_pyfunc_call(pyfuncitem):
     try:
         return (yield)
     except AttributeError as error:
-        if pyfuncitem.config.option.script and getattr(error.obj, "__name__", "") in SCRIPTS:
-            pytest.skip(f"your file has no {error.name}")
+        if pyfuncitem.config.option.script and "module '" in str(error):
+            pytest.skip(str(error))  # module 'ppo' has no attribute 'evaluate'
         raise

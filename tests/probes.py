@@ -84,8 +84,8 @@ def register(name, entry_point, space, vector=None, limit=None, **kwargs):
 for kind, space in ACTIONS.items():
     for name, kwargs in PROBES.items():
         register(name + kind, Chain, space, **kwargs)
-    for limit in 6, 250:
-        register(f"Limit{limit}{kind}", Chain, space, limit=limit, length=np.inf)
+    register(f"Limit6{kind}", Chain, space, limit=6, length=np.inf)
+    register(f"Limit250{kind}", Chain, space, limit=250, length=np.inf)
     register(f"Dice{kind}", Dice, space, length=4)
     register(f"Vector{kind}", None, space, vector=Vector)
     register(f"NoMode{kind}", None, space, vector=Vector, mode=None)

@@ -13,7 +13,7 @@ from PIL import Image, ImageSequence
 
 from tiny import KINDS, TOP, weights
 
-TINY = "--total-timesteps 64 --eval-frequency 32 --eval-episodes 2 --num-steps 8 --hidden-size 8"
+TINY = "--total-timesteps 64 --eval-frequency 32 --eval-episodes 2 --num-steps 8 --update-epochs 1"
 SWING_UP = TOP / "demos" / "InvertedPendulumSwingupPyBulletSparseEnv-v0.npz"
 PROBE = "--env-id probes:ByActions-v0 --num-envs 4"
 
@@ -63,7 +63,7 @@ def test_curves_mark_what_was_solved_and_hide_nothing():
     assert lines["seed 2"] == [[0, 2], [20, 490], [40, 300]] and lines["solved"] == [[20, 480]]
     assert [axes.get_yscale() for axes in panels] == ["linear", "log", "linear"]
     figure.canvas.draw()
-    assert all(legend.get_window_extent().y1 < axes.get_window_extent().y0 for axes in panels)
+    assert all(legend.get_window_extent().y1 < axes.get_tightbbox().y0 for axes in panels)
     assert "<svg" in Path("x.svg").read_text(encoding="utf-8")
 
 
@@ -129,18 +129,18 @@ def test_recording_copies_what_an_environment_uses_again_and_explores_alike_with
 
 
 @pytest.mark.parametrize("program, words, sentence", [
-    (watch, "ppo.py", "expected --gif, --curves or --rows"),
     (watch, "ppo.py --rows no/x.csv", "no/x.csv: expected a .csv in a folder that exists"),
     (watch, "ppo.py --curves x.bmp", "x.bmp: expected a .png or .svg or .pdf in a folder"),
-    (watch, "ppo.py --gif x.gif --load dqn.pt", "dqn.pt: not an agent of this ppo.py: Config"),
-    (watch, "dqn.py --gif x.gif --load dqn.pt --gamma 1", "--load does not train: it takes no"),
+    (watch, "ppo.py --gif x.gif --load ppo.pt --gamma 1", "--load does not train: it takes no"),
+    (watch, "dqn.py --gif x.gif --load ppo.pt", "not an agent of this dqn.py: Config.__init__()"),
+    (watch, "pofd.py --gif x.gif --load ppo.pt", "agent of this pofd.py: it has other settings"),
     (watch, f"dqn.py --gif x.gif {PROBE}", "can't be drawn: render_modes [] lack rgb_array"),
     (watch, "dqn.py --gif x.gif", "pygame is not installed"),
     (watch, "ppo.py --gif x.gif --demo demo.npz", "found [(3,), (1,), (), (), ()]"),
     (watch, "ppo.py --gif x.gif --env-id Pendulum-v1 --demo demo.npz", "can't be put into the st"),
-    (record, "dqn.py --load dqn.pt --env-id Acrobot-v1 -o x.npz", "size mismatch")])
+    (record, "ppo.py --load ppo.pt --env-id Acrobot-v1 -o x.npz", "size mismatch")])
 def test_wrong_input_is_told_before_training(program, words, sentence, capsys, monkeypatch):
-    save_agent("dqn", "CartPole-v1", "dqn.pt")
+    save_agent("ppo", "CartPole-v1", "ppo.pt")
     columns = np.zeros((5, 3)), np.zeros((5, 1)), np.zeros(5), np.ones(5, bool), np.ones(5, bool)
     np.savez("demo.npz", **dict(zip(record.KEYS, columns)))
     if "pygame" in sentence:

@@ -39,7 +39,7 @@ def test_epsilon_is_the_probability_of_a_random_action(monkeypatch):
     actions = []
     spy(monkeypatch, gym.vector.SyncVectorEnv, "step", lambda _, __, act: actions.append(act))
     monkeypatch.setattr(dqn.QNetwork, "act", lambda self, obs: np.ones(len(obs), int))
-    train("dqn", num_envs=8, total_timesteps=4_000, exploration_fraction=0, end_e=0.3)
-    other = np.array([action for action in actions if len(action) == 8]) == 0  # (500, 8)
+    train("dqn", num_envs=8, total_timesteps=2_000, exploration_fraction=0, end_e=0.3)
+    other = np.array([action for action in actions if len(action) == 8]) == 0  # (250, 8)
     both = other[:, 1:] & other[:, :-1]  # each environment draws its own
-    assert (other.mean(), both.mean()) == pytest.approx((0.3 / 2, (0.3 / 2)**2), abs=0.015)
+    assert (other.mean(), both.mean()) == pytest.approx((0.3 / 2, (0.3 / 2)**2), abs=0.02)

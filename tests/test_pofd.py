@@ -48,11 +48,11 @@ def test_discriminator_learns_from_executed_actions_and_demonstrations(monkeypat
     """The bounds are [10, 20], and the demonstrated actions are from 5 to 12."""
     seen, losses = {}, []
     path = demonstrations(actions=np.linspace(5, 12, 50)[:, None])
-    spy(monkeypatch, pofd.Discriminator, "forward", lambda logits, _, pair: (
-        seen.update({logits: pair})))
+    spy(monkeypatch, pofd.Discriminator, "forward", lambda *call: seen.update({call[0]: call[2]}))
     spy(monkeypatch, pofd, "discriminator_loss", lambda _, *logits: losses.append(logits))
     train("pofd", env_id="probes:FarBox-v0", demo=path)
-    for of_agent, of_demo in ((seen[logits] for logits in pair) for pair in losses):
+    for agent_logits, demo_logits in losses:
+        of_agent, of_demo = seen[agent_logits], seen[demo_logits]
         assert set(of_agent[:, 0].tolist()) == {0, 1}, "observations of the probe"
         assert 10 <= of_agent[:, 2].min() and 12 < of_agent[:, 2].max() <= 20
         assert 10 <= of_demo[:, 2].min() and of_demo[:, 2].max() <= 12
@@ -69,12 +69,13 @@ def test_discriminator_sees_pairs_on_the_demonstrations_scale_but_not_blown_up(
     assert rows == 1 or std < 2 or seen[0].std(0).tolist() == pytest.approx([1] * 3, abs=0.1)
 
 
-def test_reward_is_read_before_the_discriminator_learns_from_the_rollout(monkeypatch):
-    calls = []
+def test_reward_is_read_before_the_discriminator_learns_to_tell_both_apart(monkeypatch):
+    calls, far = [], demonstrations(observations=np.full((50, 2), 10.0))
     spy(monkeypatch, pofd, "imitation_reward", lambda reward, _: calls.append("read"))
     spy(monkeypatch, pofd, "discriminator_loss", lambda *_: calls.append("learn"))
-    train("pofd", update_epochs=3, num_minibatches=2)
+    _, rows = train("pofd", demo=far, discriminator_learning_rate=0.02)
     assert calls == (["read"] + ["learn"] * 6) * 4
+    assert rows[-1]["discriminator_loss"] < 0.7 < 2 * np.log(2), "less than by guessing"
 
 
 def refused(path, monkeypatch):

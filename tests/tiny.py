@@ -61,5 +61,4 @@ def spy(monkeypatch, owner, name, see):
         result = function(*args, **kwargs)
         see(result, *args)
         return result
-
     monkeypatch.setattr(owner, name, watched)
