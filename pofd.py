@@ -182,16 +182,16 @@ def main(config=Config(), report=show):
     rollout_size = config.num_envs * config.num_steps
 
     for step in range(0, config.total_timesteps + rollout_size, rollout_size):
-        # Evaluate now and then, and stop when 95% of the episodes reach the threshold.
+        # Evaluate now and then, and stop when 98% of the episodes reach the threshold.
         if step % config.eval_frequency < rollout_size or step >= config.total_timesteps:
             returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + step)
             report({"step": step, "return": returns.mean().item(), "value_loss": value_loss.item(),
                     "entropy": entropy.item(), "discriminator_loss": d_loss.item()})
             if config.save:
                 torch.save({"config": vars(config), "weights": agent.state_dict()}, config.save)
-            if np.mean(returns >= threshold) >= 0.95:  # and of 100 other episodes?
+            if np.mean(returns >= threshold) >= 0.98:  # and of 100 other episodes?
                 returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)
-            solved = np.mean(returns >= threshold) >= 0.95
+            solved = np.mean(returns >= threshold) >= 0.98
             if solved or step >= config.total_timesteps:
                 envs.close()
                 verdict = "solved" if solved else "not solved" if threshold < np.inf else "ended"

@@ -147,16 +147,16 @@ def main(config=Config(), report=show):
     q_loss = torch.tensor(torch.nan)  # before the first step
 
     for step in range(0, config.total_timesteps + config.num_envs, config.num_envs):
-        # Evaluate now and then, and stop when 95% of the episodes reach the threshold.
+        # Evaluate now and then, and stop when 98% of the episodes reach the threshold.
         if step % config.eval_frequency < config.num_envs or step >= config.total_timesteps:
             returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + step)
             report({"step": step, "return": returns.mean().item(),
                     "critic_loss": q_loss.item(), "alpha": log_alpha.exp().item()})
             if config.save:
                 torch.save({"config": vars(config), "weights": agent.state_dict()}, config.save)
-            if np.mean(returns >= threshold) >= 0.95:  # and of 100 other episodes?
+            if np.mean(returns >= threshold) >= 0.98:  # and of 100 other episodes?
                 returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)
-            solved = np.mean(returns >= threshold) >= 0.95
+            solved = np.mean(returns >= threshold) >= 0.98
             if solved or step >= config.total_timesteps:
                 envs.close()
                 verdict = "solved" if solved else "not solved" if threshold < np.inf else "ended"

@@ -157,9 +157,9 @@ def train_peer(module, config, peer, report):
             return True
         returns = module.evaluate(agent, config.env_id, config.eval_episodes, config.seed + step)
         report({"step": step, "return": returns.mean().item()})
-        if threshold is not None and np.mean(returns >= threshold) >= 0.95:
+        if threshold is not None and np.mean(returns >= threshold) >= 0.98:
             returns = module.evaluate(agent, config.env_id, 100, config.seed + step + 10**6)
-            return bool(np.mean(returns >= threshold) < 0.95)
+            return bool(np.mean(returns >= threshold) < 0.98)
         return step < config.total_timesteps
     model.learn(config.total_timesteps, callback=goes_on)
     return agent
