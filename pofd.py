@@ -83,7 +83,7 @@ class Discriminator(nn.Sequential):
             nn.Linear(demo.shape[1], hidden_size), nn.Tanh(),
             nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1))
         std, self.mean = torch.std_mean(demo, 0)
-        self.std = torch.where(std < 1e-3, 1.0, std)  # what hardly varies is not blown up
+        self.std = torch.where(std > 1e-3, std, 1.0)  # what hardly varies is not blown up
 
     def forward(self, pair):
         pair = (pair - self.mean) / self.std

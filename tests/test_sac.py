@@ -69,8 +69,10 @@ def test_temperature_loss_by_hand():
     assert log_alpha.grad.item() == pytest.approx(loss.item()) and log_prob.grad is None
 
 
-def test_target_entropy_is_minus_the_number_of_actions(monkeypatch):
-    targets = set()
-    spy(monkeypatch, sac, "temperature_loss", lambda *args: targets.add(args[-1]))
+def test_alpha_is_used_and_its_target_is_minus_the_number_of_actions(monkeypatch):
+    used, known, targets = [], [], set()
+    spy(monkeypatch, sac, "actor_loss", lambda *args: used.append(float(args[-1])))
+    spy(monkeypatch, sac, "temperature_loss", lambda _, log_alpha, __, target: (
+        known.append(log_alpha.exp().item()), targets.add(target)))
     train("sac", env_id="probes:TwoBox-v0")
-    assert targets == {-2}
+    assert used == pytest.approx(known) and used[0] != used[-1] and targets == {-2}

@@ -22,7 +22,7 @@ def demonstrations(seed=0, **changes):
     """A file of 50 random steps; `changes` replaces its arrays, None leaves one out."""
     rng = np.random.default_rng(seed)
     arrays = {"observations": rng.normal(size=(50, 2)), "actions": rng.normal(size=(50, 1))}
-    path = Path(FOLDER.name) / f"{seed}{''.join(changes)}.npz"
+    path = Path(FOLDER.name) / f"{seed}{'changed' if changes else ''}.npz"
     np.savez(path, **{key: x for key, x in (arrays | changes).items() if x is not None})
     return str(path)
 
