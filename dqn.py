@@ -100,7 +100,7 @@ def main(config=Config(), report=show):
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)  # networks this small are faster on one core
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
-    mode = envs.metadata.get("autoreset_mode")
+    mode = envs.metadata.get("autoreset_mode")  # NEXT_STEP: resetting takes a step of its own
     assert mode == gym.vector.AutoresetMode.NEXT_STEP, f"expected autoreset NEXT_STEP, got {mode}"
     agent = QNetwork(envs.single_observation_space, envs.single_action_space, config.hidden_size)
     target_network = copy.deepcopy(agent)
@@ -114,15 +114,15 @@ def main(config=Config(), report=show):
         fall = step / max(1, config.exploration_fraction * config.total_timesteps)
         epsilon = max(config.end_e, 1 - fall)
 
-        # Evaluate now and then, and stop when 98% of the episodes reach the threshold.
+        # Evaluate at the start, whenever eval_frequency steps have passed, and at the end.
         if step % config.eval_frequency < config.num_envs or step >= config.total_timesteps:
             returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + step)
             report({"step": step, "return": returns.mean().item(),
                     "td_loss": q_loss.item(), "epsilon": epsilon})
             if config.save:
                 torch.save({"config": vars(config), "weights": agent.state_dict()}, config.save)
-            if np.mean(returns >= threshold) >= 0.98:  # and of 100 other episodes?
-                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)
+            if np.mean(returns >= threshold) >= 0.98:  # of the episodes; and of 100 others?
+                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)  # others
             solved = np.mean(returns >= threshold) >= 0.98
             if solved or step >= config.total_timesteps:
                 envs.close()
@@ -135,7 +135,7 @@ def main(config=Config(), report=show):
         action = np.where(np.random.rand(config.num_envs) < epsilon, random_action, agent.act(obs))
         next_obs, reward, terminated, truncated, _ = envs.step(action)
 
-        # Store. The step after the end of an episode only resets it, so it is left out.
+        # Store, but not the steps that only reset: here `done` is that of the step before.
         transitions = obs, action, config.reward_scale * reward, next_obs, terminated
         buffer.extend(zip(*(array[~done] for array in transitions)))
         del buffer[:-config.buffer_size]  # the oldest

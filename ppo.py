@@ -78,7 +78,7 @@ class ActorCritic(nn.Module):
 def gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
     """Advantages sum_k (gamma lambda)^k delta_{t+k}, all (T, N) (Schulman et al. 2016, eq. 16)."""
     advantage = reward + gamma * (1 - terminated) * next_value - value  # delta
-    for t in reversed(range(len(reward) - 1)):
+    for t in reversed(range(len(reward) - 1)):  # delta itself at the last step
         advantage[t] += gamma * gae_lambda * (1 - done[t]) * advantage[t + 1]
     return advantage
 
@@ -87,7 +87,7 @@ def gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
 def make_batch(rollout, agent, config):
     """Turn T lists of tensors (N, ...) into obs, action, log_prob, advantage, target (B, ...)."""
     obs, action, reward, next_obs, terminated, done, reset = map(torch.stack, zip(*rollout))
-    log_prob = agent.policy(obs).log_prob(action)  # by the policy that acted
+    log_prob = agent.policy(obs).log_prob(action)  # it has not learned since it acted
     value, next_value = agent.critic(obs).squeeze(-1), agent.critic(next_obs).squeeze(-1)
     advantage = gae(reward, value, next_value, terminated, done, config.gamma, config.gae_lambda)
     return [x[reset == 0] for x in (obs, action, log_prob, advantage, advantage + value)]
@@ -124,7 +124,7 @@ def main(config=Config(), report=show):
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)  # networks this small are faster on one core
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
-    mode = envs.metadata.get("autoreset_mode")
+    mode = envs.metadata.get("autoreset_mode")  # NEXT_STEP: resetting takes a step of its own
     assert mode == gym.vector.AutoresetMode.NEXT_STEP, f"expected autoreset NEXT_STEP, got {mode}"
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     agent = ActorCritic(obs_space, action_space, config.hidden_size)
@@ -135,15 +135,15 @@ def main(config=Config(), report=show):
     rollout_size = config.num_envs * config.num_steps
 
     for step in range(0, config.total_timesteps + rollout_size, rollout_size):
-        # Evaluate now and then, and stop when 98% of the episodes reach the threshold.
+        # Evaluate at the start, whenever eval_frequency steps have passed, and at the end.
         if step % config.eval_frequency < rollout_size or step >= config.total_timesteps:
             returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + step)
             report({"step": step, "return": returns.mean().item(), "value_loss": value_loss.item(),
                     "entropy": entropy.item()})
             if config.save:
                 torch.save({"config": vars(config), "weights": agent.state_dict()}, config.save)
-            if np.mean(returns >= threshold) >= 0.98:  # and of 100 other episodes?
-                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)
+            if np.mean(returns >= threshold) >= 0.98:  # of the episodes; and of 100 others?
+                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)  # others
             solved = np.mean(returns >= threshold) >= 0.98
             if solved or step >= config.total_timesteps:
                 envs.close()
@@ -151,12 +151,12 @@ def main(config=Config(), report=show):
                 print(f"{verdict} in {step} steps: mean return {returns.mean():.4g}")
                 return agent
 
-        # Act and store. The step after the end of an episode only resets it; see make_batch.
+        # Act and store. The step after the end of an episode only resets; make_batch drops it.
         rollout = []
         for _ in range(config.num_steps):
             action = agent.policy(torch.as_tensor(obs, dtype=torch.float32)).sample().numpy()
             next_obs, reward, terminated, truncated, _ = envs.step(agent.to_env(action))
-            reset, done = done, np.logical_or(terminated, truncated)
+            reset, done = done, np.logical_or(terminated, truncated)  # reset: it only reset
             arrays = obs, action, config.reward_scale * reward, next_obs, terminated, done, reset
             rollout.append([torch.tensor(array, dtype=torch.float32) for array in arrays])
             obs = np.array(next_obs)  # a copy: some environments reuse their arrays

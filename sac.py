@@ -132,30 +132,30 @@ def main(config=Config(), report=show):
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)  # networks this small are faster on one core
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
-    mode = envs.metadata.get("autoreset_mode")
+    mode = envs.metadata.get("autoreset_mode")  # NEXT_STEP: resetting takes a step of its own
     assert mode == gym.vector.AutoresetMode.NEXT_STEP, f"expected autoreset NEXT_STEP, got {mode}"
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     agent = Actor(obs_space, action_space, config.hidden_size)
     critics = Critics(obs_space.shape[0] + action_space.shape[0], config.hidden_size)
     target_critics = copy.deepcopy(critics)
-    log_alpha = torch.tensor(0.02).log().requires_grad_()  # alpha, the temperature, starts low
+    log_alpha = torch.tensor(0.02).log().requires_grad_()  # alpha, the temperature
     q_adam = torch.optim.Adam(critics.parameters(), config.learning_rate, fused=True)
     pi_adam = torch.optim.Adam([*agent.parameters(), log_alpha], config.learning_rate, fused=True)
-    buffer = ReplayBuffer()
+    buffer = ReplayBuffer()  # keeps everything
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
     obs, done = np.array(envs.reset(seed=config.seed)[0]), np.zeros(config.num_envs, bool)
     q_loss = torch.tensor(torch.nan)  # before the first step
 
     for step in range(0, config.total_timesteps + config.num_envs, config.num_envs):
-        # Evaluate now and then, and stop when 98% of the episodes reach the threshold.
+        # Evaluate at the start, whenever eval_frequency steps have passed, and at the end.
         if step % config.eval_frequency < config.num_envs or step >= config.total_timesteps:
             returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + step)
             report({"step": step, "return": returns.mean().item(),
                     "critic_loss": q_loss.item(), "alpha": log_alpha.exp().item()})
             if config.save:
                 torch.save({"config": vars(config), "weights": agent.state_dict()}, config.save)
-            if np.mean(returns >= threshold) >= 0.98:  # and of 100 other episodes?
-                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)
+            if np.mean(returns >= threshold) >= 0.98:  # of the episodes; and of 100 others?
+                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)  # others
             solved = np.mean(returns >= threshold) >= 0.98
             if solved or step >= config.total_timesteps:
                 envs.close()
@@ -167,12 +167,12 @@ def main(config=Config(), report=show):
         action = agent.sample(torch.as_tensor(obs, dtype=torch.float32))[0].detach().numpy()
         next_obs, reward, terminated, truncated, _ = envs.step(agent.to_env(action))
 
-        # Store. The step after the end of an episode only resets it, so it is left out.
+        # Store, but not the steps that only reset: here `done` is that of the step before.
         transitions = obs, action, config.reward_scale * reward, next_obs, terminated
         buffer.extend(zip(*(array[~done] for array in transitions)))
         obs, done = np.array(next_obs), np.logical_or(terminated, truncated)  # both are copies
 
-        # Learn, critics first, then let the target critics follow.
+        # Learn. What the actor's loss leaves in the critics' gradients is zeroed before they step.
         batch, alpha = buffer.sample(config.batch_size), log_alpha.detach().exp()
         q_loss = critic_loss(critics, target_critics, agent, batch, alpha, config.gamma)
         q_adam.zero_grad()
