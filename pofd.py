@@ -29,7 +29,7 @@ class Config:
     num_steps: int = 256  # T, steps of each environment per rollout, from a fresh start
     hidden_size: int = 64  # units in each of the two hidden layers
     learning_rate: float = 1e-3  # step size of Adam
-    gamma: float = 0.98  # discount factor
+    gamma: float = 0.995  # discount factor
     gae_lambda: float = 0.95  # 0 gives one-step advantages, 1 gives whole returns
     reward_scale: float = 0.1  # rewards are multiplied by this before learning
     update_epochs: int = 10  # passes over each rollout
