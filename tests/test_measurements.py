@@ -28,22 +28,22 @@ def row(seed, mean=500.0, steps=1000, cpu=4.0, table="tasks", run=DQN.name, fing
 
 
 def test_only_runs_that_are_missing_or_stale_are_made(results):
-    results(row(3001), row(3002, fingerprint="old"), row(3003, fingerprint="old"), row(3003))
-    missing, stale = benchmark.to_do([DQN], range(3001, 3005))
-    assert (missing, stale) == ([(DQN, 3004)], [(DQN, 3002)])  # of 3003 the newer row counts
+    results(row(3201), row(3202, fingerprint="old"), row(3203, fingerprint="old"), row(3203))
+    missing, stale = benchmark.to_do([DQN], range(3201, 3205))
+    assert (missing, stale) == ([(DQN, 3204)], [(DQN, 3202)])  # of 3203 the newer row counts
 
 
 def test_command_says_what_is_missing_and_makes_it(results, monkeypatch, capsys):
     made = []
     monkeypatch.setattr(benchmark, "make", lambda runs, processes: made.extend(runs))
-    results(row(3001), row(3002, fingerprint="old"))
-    benchmark.main(["--only", "tasks: dqn", "--seeds", "3001-3003"])
-    assert made == [(DQN, 3003), (DQN, 3002)]
+    results(row(3201), row(3202, fingerprint="old"))
+    benchmark.main(["--only", "tasks: dqn", "--seeds", "3201-3203"])
+    assert made == [(DQN, 3203), (DQN, 3202)]
     assert capsys.readouterr().out == "1 runs are missing, 1 are stale\n"
 
 
 def test_report_refuses_stale_runs_and_names_them(results):
-    results(row(3001, fingerprint="old"))
+    results(row(3201, fingerprint="old"))
     with pytest.raises(SystemExit, match="1 runs are stale.*tasks: dqn/CartPole-v1"):
         benchmark.main(["--report"])
 
@@ -54,7 +54,7 @@ def test_published_runs_are_of_the_code_of_today():
 
 
 def test_a_run_is_solved_if_its_mean_return_reaches_the_goal(results, tmp_path):
-    results(row(3001, 500, 20_000, 3.2), row(3002, 475, 40_000), row(3003, 474.9, 160_000, 9))
+    results(row(3201, 500, 20_000, 3.2), row(3202, 475, 40_000), row(3203, 474.9, 160_000, 9))
     (e, runs), = benchmark.found()
     assert benchmark.cells(e, runs) == {
         "run": DQN.name, "goal": "475", "solved": "2 of 3", "return": "475 (475 to 500)",
@@ -63,7 +63,7 @@ def test_a_run_is_solved_if_its_mean_return_reaches_the_goal(results, tmp_path):
 
 
 def test_what_is_different_stands_below_its_task(results):
-    results(row(3001, 9, table="break it", run=f"{DQN.name}, no replay"), row(3001))
+    results(row(3001, 9, table="break it", run=f"{DQN.name}, no replay"), row(3201))
     lines = benchmark.figures()["tests/RESULTS.md", "results: break it"].splitlines()
     names = [line.split("|")[1].strip() for line in lines[2:]]
     assert names == [DQN.name, f"{DQN.name}, no replay"]
