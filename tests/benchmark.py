@@ -1,29 +1,138 @@
-"""Make the runs of experiments.py that tests/results.jsonl lacks: `python tests/benchmark.py`.
+"""Make the runs that tests/results.jsonl lacks: `python tests/benchmark.py`.
 
-Each run is a process of its own, which adds a line to that file. Stop it whenever you like: it
-goes on where it stopped. `--report` writes the figures and draws the pictures, and runs nothing.
+experiments.jsonl says what is trained: a script on a task, or the same with something different.
+That may be settings, a change (a function below), or a peer (settings of Stable-Baselines3, which
+is then trained in place of the script). A run is solved if its mean return reaches the goal.
+Each run is a process of its own. Stop it whenever you like: it goes on where it stopped.
 """
 import argparse
 import ast
 import hashlib
 import inspect
+import itertools
 import json
 import os
+import re
 import sys
-import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
+import torch
+from tabulate import tabulate
 
-from experiments import EXPERIMENTS, train_peer
-from demos.record import ROOT, load_script
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from demos.record import ROOT, SWING_UP, load_script, record, swing_up
 
 RESULTS = ROOT / "tests/results.jsonl"
 HOME = "dqn/CartPole-v1", "ppo/CartPole-v1", "pofd/swing-up", "sac/double"  # in README.md
-TABLES = ["tasks", "controls", "peers", "elsewhere", "departures", "break it"]
+CALLS = itertools.count()  # of copied_target
+
+# The changes. What a change replaces in the script has the name of its first parameter.
+
+
+def no_ending(main, config, report):
+    """No environment says when it is solved, so that training goes on to its last step."""
+    env_id = gym.make(config.env_id).spec.id  # without its module, which is imported now
+    gym.registry[env_id].reward_threshold = None
+    return main(config, report)
+
+
+def no_failure(td_loss, q_network, target_network, batch, gamma):
+    """Where an episode fails, it looks like the time limit, and bootstrapping goes on."""
+    batch = batch._replace(terminated=torch.zeros_like(batch.terminated))
+    return td_loss(q_network, target_network, batch, gamma)
+
+
+def no_layer_norm(QNetwork, *args):
+    network = QNetwork(*args)
+    network[1] = network[4] = torch.nn.Identity()
+    return network
+
+
+def copied_target(td_loss, q_network, target_network, *args):
+    """The target network is a copy made every 500 gradient steps, as in the paper. tau is 0."""
+    if next(CALLS) % 500 == 0:
+        target_network.load_state_dict(q_network.state_dict())
+    return td_loss(q_network, target_network, *args)
+
+
+def no_fading(make_batch, *args):
+    return make_batch(*args[:3], args[-1].reward_lambda, args[-1])
+
+
+def random_demonstrations(load_demonstrations, *_):
+    data, _ = record(lambda obs: np.zeros((len(obs), 1)), SWING_UP, episodes=5, steps=300,
+                     noise=0, epsilon=1, seed=3000)
+    return torch.tensor(np.hstack([data["observations"], data["actions"]]))
+
+
+def one_demonstration(load_demonstrations, *args):
+    return load_demonstrations(*args)[:300]  # of five with 300 steps each
+
+
+def two_failures(load_demonstrations, *args):
+    episodes = load_demonstrations(*args).split(300)
+    return torch.cat([episodes[2], episodes[4]])  # they earn nothing
+
+
+def teacher(main, config, report):
+    return SimpleNamespace(act=swing_up)  # the rule that was recorded, without noise
+
+
+def behaviour_cloning(main, config, report):
+    """No environment: the policy's mean learns the actions of the demonstrations."""
+    agent = main(replace(config, total_timesteps=0), report)
+    data = np.load(ROOT / "demos/InvertedPendulumSwingupPyBulletSparseEnv-v0.npz")
+    obs, action = torch.tensor(data["observations"]), torch.tensor(data["actions"])
+    optimizer = torch.optim.Adam(agent.actor.parameters(), lr=1e-3)
+    for _ in range(5_000):
+        index = torch.randint(len(obs), (128,))
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(agent.actor(obs[index]), action[index]).backward()
+        optimizer.step()
+    return agent
+
+
+def train_peer(module, config, peer, report):
+    """Train Stable-Baselines3, evaluated as often as the script and ended by the same rule."""
+    import stable_baselines3
+    from stable_baselines3.common.env_util import make_vec_env
+    torch.set_num_threads(1)
+    settings = {"n_envs": 1, **peer}
+    algorithm = getattr(stable_baselines3, settings.pop("algorithm"))
+    envs = make_vec_env(config.env_id, settings.pop("n_envs"), seed=config.seed)
+    for name, first in settings.pop("falling", {}).items():  # to zero
+        settings[name] = lambda left, first=first: left * first
+    model = algorithm("MlpPolicy", envs, seed=config.seed, device="cpu", **settings)
+    agent = SimpleNamespace(act=lambda obs: model.predict(obs, deterministic=True)[0])
+    threshold = envs.envs[0].spec.reward_threshold or np.inf
+
+    def goes_on(*_):
+        step = model.num_timesteps
+        if step % config.eval_frequency >= envs.num_envs and step < config.total_timesteps:
+            return True
+        returns = module.evaluate(agent, config.env_id, config.eval_episodes, config.seed + step)
+        report({"step": step, "return": returns.mean().item()})
+        if np.mean(returns >= threshold) >= 0.98:
+            returns = module.evaluate(agent, config.env_id, 100, config.seed + step + 10**6)
+        return bool(np.mean(returns >= threshold) < 0.98) and step < config.total_timesteps
+    model.learn(config.total_timesteps, callback=goes_on)
+    return agent
+
+
+EXPERIMENTS = {}
+for line in (ROOT / "tests/experiments.jsonl").read_text("utf-8").splitlines():
+    own = json.loads(line)
+    task = EXPERIMENTS.get(own["run"].split(",")[0], {"settings": {}})
+    settings = task["settings"] | own.get("settings", {})
+    EXPERIMENTS[own["run"]] = task | own | {"settings": settings}
 
 
 def essence(node):
@@ -39,20 +148,22 @@ def essence(node):
 
 def fingerprint(experiment):
     """A hash of what a run depends on: settings, code, and demonstrations."""
-    script = ROOT / f"{experiment.script}.py"
-    config = load_script(script).Config(**experiment.settings)
-    facts = [sorted(experiment.settings.items()), sorted(experiment.peer.items())]
-    functions = [experiment.change, experiment.recording, experiment.peer and train_peer]
-    code = [inspect.getsource(function) for function in functions if function]
-    if experiment.peer:
+    script = ROOT / f"{experiment['run'].split('/')[0]}.py"
+    config = load_script(script).Config(**experiment["settings"])
+    peer, code = experiment.get("peer", {}), []
+    facts = [sorted(experiment["settings"].items()), sorted(peer.items())]
+    if "change" in experiment:
+        code.append(inspect.getsource(globals()[experiment["change"]]))
+    if peer:
+        code.append(inspect.getsource(train_peer))
         facts += [config.total_timesteps, config.eval_frequency, config.eval_episodes]
     else:
-        code.append(script.read_text(encoding="utf-8"))
-    if experiment.script == "pofd" and not experiment.peer:
-        demo = config.demo or f"demos/{config.env_id.split(':')[-1]}.npz"
-        facts.append((ROOT / demo).read_bytes())
+        code.append(script.read_text("utf-8"))
+        if hasattr(config, "demo"):
+            demo = config.demo or f"demos/{config.env_id.split(':')[-1]}.npz"
+            facts.append((ROOT / demo).read_bytes())
     if config.env_id.startswith("demos.pendulums:"):
-        code.append((ROOT / "demos/pendulums.py").read_text(encoding="utf-8"))
+        code.append((ROOT / "demos/pendulums.py").read_text("utf-8"))
     facts += [essence(ast.parse(text)) for text in code]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:8]
 
@@ -60,23 +171,21 @@ def fingerprint(experiment):
 def run(job):
     """Train and judge an agent, in a process made for it: a row for results.jsonl."""
     experiment, seed = job
-    os.chdir(ROOT)  # where the settings' files are
-    row = {"table": experiment.table, "run": experiment.name, "seed": seed,
+    os.chdir(ROOT)  # where the demonstrations are
+    row = {"table": experiment["table"], "run": experiment["run"], "seed": seed,
            "fingerprint": fingerprint(experiment)}
-    module, reports = load_script(ROOT / f"{experiment.script}.py"), []
-    config = module.Config(**experiment.settings, seed=seed)
-    if experiment.change:
-        experiment.change(module)
-    with tempfile.TemporaryDirectory() as folder:
-        if experiment.recording:
-            np.savez(f"{folder}/demo.npz", **experiment.recording())
-            config = replace(config, demo=f"{folder}/demo.npz")
-        if experiment.peer:
-            agent = train_peer(module, config, experiment.peer, reports.append)
-        else:
-            agent = module.main(config, reports.append)
+    module, reports = load_script(ROOT / f"{row['run'].split('/')[0]}.py"), []
+    config = module.Config(**experiment["settings"], seed=seed)
+    if "change" in experiment:
+        change = globals()[experiment["change"]]
+        name = inspect.getfullargspec(change).args[0]
+        setattr(module, name, partial(change, getattr(module, name)))
+    if "peer" in experiment:
+        agent = train_peer(module, config, experiment["peer"], reports.append)
+    else:
+        agent = module.main(config, reports.append)
     cpu = time.process_time()  # of the whole process, imports included
-    episodes = 20 if experiment.table == "elsewhere" else 100
+    episodes = 20 if row["table"] == "elsewhere" else 100
     returns = module.evaluate(agent, config.env_id, episodes, 1_000_000 + seed)
     curve = [[report["step"], round(report["return"], 2)] for report in reports]
     steps = curve[-1][0] if curve else 0
@@ -91,144 +200,128 @@ def make(jobs, processes):
         for row in pool.imap_unordered(run, jobs):
             with RESULTS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            print(f"{row['table']}: {row['run']}, seed {row['seed']}: return {row['return']} "
-                  f"after {row['steps']:,} steps, {row['cpu']} CPU s", flush=True)
+            print(*(row[key] for key in ("run", "seed", "return", "steps", "cpu")), flush=True)
 
 
-def read():
-    """The rows of results.jsonl, by table, run and seed; the newest, if there are several."""
-    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
-    return {(row["table"], row["run"], row["seed"]): row for row in map(json.loads, lines)}
+def read(experiments, seeds=None):
+    """Each run with its newest row, or None: [(experiment, seed, row)]."""
+    lines = RESULTS.read_text("utf-8").splitlines()
+    rows = {(row["table"], row["run"], row["seed"]): row for row in map(json.loads, lines)}
+    return [(e, seed, rows.get((e["table"], e["run"], seed)))
+            for e in experiments for seed in seeds or range(e["seeds"][0], e["seeds"][1] + 1)]
 
 
 def to_do(experiments, seeds=None):
-    """The runs that are missing, and those of other code or settings, lists of (e, seed)."""
-    rows, missing, stale = read(), [], []
-    for e in experiments:
-        today = fingerprint(e)
-        for seed in seeds or e.seeds:
-            row = rows.get((e.table, e.name, seed))
-            if row is None:
-                missing.append((e, seed))
-            elif row.get("fingerprint") != today:
-                stale.append((e, seed))
+    """The runs that are missing, and those of other code or settings, as (experiment, seed)."""
+    today = {e["run"]: fingerprint(e) for e in experiments}
+    runs = read(experiments, seeds)
+    missing = [(e, seed) for e, seed, row in runs if row is None]
+    stale = [(e, seed) for e, seed, row in runs if row and row["fingerprint"] != today[e["run"]]]
     return missing, stale
 
 
 def complaint(stale):
     """One line that names the stale runs."""
-    names = "; ".join(dict.fromkeys(f"{e.table}: {e.name}" for e, _ in stale))
+    names = "; ".join(dict.fromkeys(e["run"] for e, _ in stale))
     return f"{len(stale)} runs are stale, make them by `python tests/benchmark.py`: {names}"
 
 
 def found():
-    """The experiments that have runs, each with these: [(experiment, rows)]."""
-    rows = read()
-    runs = [[rows.get((e.table, e.name, seed)) for seed in e.seeds] for e in EXPERIMENTS]
-    pairs = [(e, list(filter(None, some))) for e, some in zip(EXPERIMENTS, runs)]
-    return [(e, some) for e, some in pairs if some]
+    """The rows of each experiment that has some: {run: rows}."""
+    runs = {}
+    for experiment, _, row in read(EXPERIMENTS.values()):
+        if row:
+            runs.setdefault(experiment["run"], []).append(row)
+    return runs
 
 
-def spread(values):
-    """The median and, in brackets, the least and the greatest."""
-    middle, low, high = (f"{f(values):,.0f}" for f in (median, min, max))
-    return middle if low == high else f"{middle} ({low} to {high})"
-
-
-def cells(e, runs):
-    """What a table says of an experiment."""
-    line = {"run": e.name}
-    if e.table == "tasks":
-        line["goal"] = f"{e.goal:,}"
-    if e.goal is not None:
-        line["solved"] = f"{sum(run['return'] >= e.goal for run in runs)} of {len(runs)}"
-    line["return"] = spread([run["return"] for run in runs])
-    line["steps"] = spread([run["steps"] for run in runs])
-    line["CPU s"] = spread([run["cpu"] for run in runs])
+def cells(run, rows):
+    """A line of a table: medians and, in brackets, the least and the greatest of all seeds."""
+    line, goal = {"run": run}, EXPERIMENTS[run].get("goal")
+    if goal is not None:
+        solved = sum(row["return"] >= goal for row in rows)
+        line |= {"goal": goal, "solved": f"{solved} of {len(rows)}"}
+    for column, key in ("return", "return"), ("steps", "steps"), ("CPU s", "cpu"):
+        values = [row[key] for row in rows]
+        middle, low, high = (f"{pick(values):,.0f}" for pick in (median, min, max))
+        line[column] = middle if low == high else f"{middle} ({low} to {high})"
     return line
 
 
-def figures():
-    """What stands between the markers of the texts: {(file, marker): text}."""
-    from tabulate import tabulate
-    lines = {(e.table, e.name): cells(e, runs) for e, runs in found()}
-    tables = {("README.md", "results"): []}
-    for table in TABLES:
-        shown = {}
-        for key in [key for key in lines if key[0] == table]:
-            task = "tasks", key[1].split(",")[0]  # stands above what is compared with it
-            for name in (task, key):
-                if name in lines:
-                    shown[name] = {column: cell for column, cell in lines[name].items()
-                                   if column != "goal" or table == "tasks"}
-        tables["tests/RESULTS.md", f"results: {table}"] = list(shown.values())
-    for line in tables["tests/RESULTS.md", "results: tasks"]:
-        script, task = line["run"].split("/")
-        if line["run"] not in HOME:
-            continue
-        length = (ROOT / f"{script}.py").read_text(encoding="utf-8").count("\n")
-        start = {"script": f"[`{script}.py`]({script}.py)", "lines": length, "task": task}
-        end = {name: line[name] for name in ("solved", "steps", "CPU s")}
-        tables["README.md", "results"].append(start | end)
-    return {place: tabulate(lines, "keys", "github", disable_numparse=True) or "No runs yet."
-            for place, lines in tables.items()}
+def table(name):
+    """The lines of a table. A task stands above what is compared with it."""
+    runs, lines = found(), {}
+    for run in runs:
+        if EXPERIMENTS[run]["table"] == name:
+            task = run.split(",")[0]
+            lines |= {key: cells(key, runs[key]) for key in (task, run) if key in runs}
+    if name != "tasks":
+        for line in lines.values():
+            line.pop("goal", None)
+    return lines.values()
 
 
-def fill(text, marker, figure):
-    """The text with a figure between `<!-- marker -->` and `<!-- end -->`."""
-    before, start, rest = text.partition(f"<!-- {marker} -->")
-    old, end, after = rest.partition("<!-- end -->")
-    assert end, f"there is no <!-- {marker} -->...<!-- end -->"
-    return f"{before}{start}\n\n{figure}\n\n{end}{after}"
+def fill(text):
+    """The text with today's table between each `<!-- results... -->` and `<!-- end -->`."""
+    def block(match):
+        name = match[1].removeprefix("results: ")
+        lines = table(name)
+        if name == "results":  # in README.md
+            lines = [line for line in table("tasks") if line["run"] in HOME]
+            for line in lines:
+                script = ROOT / f"{line['run'].split('/')[0]}.py"
+                line["lines"] = script.read_text("utf-8").count("\n")
+        figure = tabulate(lines, "keys", "github", disable_numparse=True) or "No runs yet."
+        return f"<!-- {match[1]} -->\n\n{figure}\n\n<!-- end -->"
+    return re.sub(r"<!-- (results.*?) -->.*?<!-- end -->", block, text, flags=re.DOTALL)
 
 
-def draw(path, panels):
-    """Plot return against steps, a line for each run: {title: (goal, {label: runs})}."""
+def draw(path, columns, panels):
+    """Plot return against steps, a line for each run: [[name of an experiment, ...], ...]."""
     from matplotlib.figure import Figure
-    columns, rows = min(3, len(panels)), -(-len(panels) // 3)
-    figure = Figure((9 + columns, 3 * rows + 2), layout="constrained")
-    for number, (title, (goal, groups)) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(rows, columns, number)
-        axes.set(title=title, xlabel="environment steps", ylabel="return of the greedy policy")
-        axes.axhline(goal, color="gray", linestyle="--")
-        for color, (label, runs) in enumerate(groups.items()):
-            for run in runs:
-                points = [*run["curve"], (run["steps"], run["return"])]
+    runs, rows = found(), -(-len(panels) // columns)
+    figure = Figure((4 * columns + 5, 3 * rows + 3), layout="constrained")
+    for number, names in enumerate(panels, 1):
+        axes = figure.add_subplot(rows, columns, number, xlabel="environment steps")
+        axes.axhline(EXPERIMENTS[names[0]]["goal"], color="gray", linestyle="--")
+        for color, name in enumerate(names):
+            for row in runs[name]:
+                points = [*row["curve"], (row["steps"], row["return"])]
                 axes.plot(*zip(*points), f".-C{color}", linewidth=0.7, markevery=[-1])
-            axes.lines[-1].set_label(label)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+            axes.lines[-1].set_label(name)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     figure.savefig(path, dpi=120)
 
 
 def report():
-    """Write the figures and draw the pictures, unless some are of other code."""
-    stale = to_do(EXPERIMENTS)[1]
+    """Write the tables and draw the pictures, unless some runs are of other code."""
+    stale = to_do(EXPERIMENTS.values())[1]
     if stale:
         sys.exit(complaint(stale))
-    for (path, marker), figure in figures().items():
-        text = (ROOT / path).read_text(encoding="utf-8")
-        (ROOT / path).write_text(fill(text, marker, figure), encoding="utf-8")
-    tasks = {f"{e.name}: {cells(e, runs)['solved']}": (e.goal, {"a seed": runs})
-             for e, runs in found() if e.table == "tasks"}
-    draw(ROOT / "demos/learning_curves.png", tasks)
-    swing_up = {e.name.partition(", ")[2] or "POfD": runs for e, runs in found()
-                if e.table in ("tasks", "controls") and e.name.startswith("pofd/swing-up")}
-    draw(ROOT / "demos/pofd_controls.png", {"the swing-up": (850, swing_up)})
+    for path in ROOT / "README.md", ROOT / "tests/RESULTS.md":
+        text = fill(path.read_text("utf-8"))
+        path.write_text(text, "utf-8")
+    tasks = [[line["run"]] for line in table("tasks")]
+    draw(ROOT / "demos/learning_curves.png", 3, tasks)
+    controls = [line["run"] for line in table("controls")]
+    swing_up = [run for run in controls if run.startswith("pofd/swing-up")]
+    draw(ROOT / "demos/pofd_controls.png", 1, [swing_up])
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser("benchmark.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--only", default="", help='the experiments with this in "table: name"')
-    add("--seeds", help="such as 3001-3010, in place of each experiment's own")
+    add("--seeds", default="", help="such as 3001-3010, in place of each experiment's own")
     add("--jobs", type=int, default=2, help="processes at a time (%(default)s)")
-    add("--report", action="store_true", help="write the figures, run nothing")
+    add("--report", action="store_true", help="write tables and pictures, run nothing")
     flags = parser.parse_args(argv)
-    ends = [int(seed) for seed in flags.seeds.split("-")] if flags.seeds else []
     if flags.report:
         return report()
-    chosen = [e for e in EXPERIMENTS if flags.only in f"{e.table}: {e.name}"]
-    missing, stale = to_do(chosen, ends and range(ends[0], ends[-1] + 1))
+    first, _, last = flags.seeds.partition("-")
+    seeds = range(int(first), int(last or first) + 1) if first else None
+    chosen = [e for e in EXPERIMENTS.values() if flags.only in f"{e['table']}: {e['run']}"]
+    missing, stale = to_do(chosen, seeds)
     print(f"{len(missing)} runs are missing, {len(stale)} are stale", flush=True)
     make(missing + stale, flags.jobs)
 
