@@ -1,10 +1,10 @@
 """`python -m pytest -c tests/pytest.ini tests/test_ppo.py --script my_ppo.py` tests your own file
 in place of ppo.py, because of its name, and skips what it does not have."""
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
+from demos.record import load_script
 
 from tiny import SCRIPTS
 
@@ -19,9 +19,7 @@ def pytest_configure(config):
         name = next((name for name in SCRIPTS if name in path.stem), None)
         if name is None:
             raise pytest.UsageError(f"{path.name}: expected one of {SCRIPTS} in the name")
-        spec = importlib.util.spec_from_file_location(name, path)
-        sys.modules[name] = importlib.util.module_from_spec(spec)  # `import ppo` now finds it
-        spec.loader.exec_module(sys.modules[name])
+        sys.modules[name] = load_script(path)  # `import ppo` now finds it
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,9 +8,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 class Chain(gym.Env):
     """Walks through the observations (0, episode), (1, episode), ... until it ends.
 
-    It ends by termination, truncation, or both in turn; if "any", after 2 to 8 steps.
-    It pays a unit for the last step ("end"), for each ("step"), or for the action 1; in a Box it
-    takes the squared distance from 3/4 of the way between the bounds."""
+    It ends by termination, truncation, both in turn, or "any" of the two after 2 to 8 steps. It
+    pays for the last step ("end"), each step, or an "action": 1, or 3/4 of the way up in a Box."""
     def __init__(self, action_space, length=1, ends="terminated", pays="end", unit=1.0):
         self.length, self.ends, self.pays, self.unit = length, ends, pays, unit
         self.observation_space, self.action_space = Box(-np.inf, np.inf, (2,)), action_space

@@ -1,6 +1,4 @@
 """PPO, in ppo.py and as a part of pofd.py: its losses by hand, and how they are used."""
-import importlib
-
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -21,7 +19,7 @@ def test_gae_across_the_end_of_an_episode_by_hand(script, terminated, done, boot
     third = 5 + 0.5 * 8 - 6
     second = 10 + 0.5 * 7 * bootstrap - 4 + 0.5 * 0.9 * third * goes_on
     first = 1 + 0.5 * 3 - 2 + 0.5 * 0.9 * second
-    advantage = importlib.import_module(script).gae(*columns, 0.5, 0.9)
+    advantage = tiny(script)[0].gae(*columns, 0.5, 0.9)
     assert advantage.flatten().tolist() == pytest.approx([first, second, third])
 
 
@@ -31,7 +29,7 @@ def test_gae_across_the_end_of_an_episode_by_hand(script, terminated, done, boot
     (1.5, -2.0, 1.5 * 2.0, 1.5 * 2.0),  # bad and likely: make it less so
     (0.5, -2.0, 0.8 * 2.0, 0.0)])  # bad, and unlikely enough
 def test_clipped_surrogate_and_its_slope_by_hand(script, ratio, advantage, loss, slope):
-    surrogate = importlib.import_module(script).clipped_surrogate
+    surrogate = tiny(script)[0].clipped_surrogate
     log_prob = torch.tensor([np.log(ratio) - 1, -1], dtype=torch.float32, requires_grad=True)
     result = surrogate(log_prob, torch.tensor([-1.0, -1.0]), torch.tensor([advantage, 0.0]), 0.2)
     result.backward()

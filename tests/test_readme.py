@@ -14,6 +14,7 @@ TINY = "--total-timesteps 64 --num-envs 4 --hidden-size 8".split()
 COMMANDS = re.findall(r"(?<=[\n`])python ((?:demos/)?\w+\.py [^`#\n]+)", README)
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 MINE, LOAD, SEEDS = BLOCKS
+SAVE, = (command for command in COMMANDS if "--save" in command)
 
 
 @pytest.fixture(autouse=True)
@@ -38,14 +39,10 @@ def test_command_runs(command, monkeypatch, capsys):
     except SystemExit as stop:
         assert not stop.code or "--check" in command
     assert "error" not in capsys.readouterr().err
-
-
-def test_what_save_wrote_is_loaded_by_the_block_below(monkeypatch, capsys):
-    command, = (command for command in COMMANDS if "--save" in command)
-    test_command_runs(command, monkeypatch, capsys)
-    names = {}
-    exec(LOAD, names)
-    assert names["env"].action_space.contains(names["action"])
+    if command == SAVE:  # the block below it loads what it wrote
+        names = {}
+        exec(LOAD, names)
+        assert names["env"].action_space.contains(names["action"])
 
 
 def test_several_seeds_print_a_row_each(tmp_path):

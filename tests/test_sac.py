@@ -78,11 +78,6 @@ def test_alpha_is_used_and_its_target_is_minus_the_number_of_actions(monkeypatch
     assert used == pytest.approx(known) and used[0] != used[-1] and targets == {-2}
 
 
-def test_alpha_falls_while_entropy_is_above_its_target():
-    _, rows = train("sac", learning_rate=1e-3)
-    assert rows[-1]["alpha"] < rows[0]["alpha"]
-
-
 def test_act_is_the_scaled_tanh_of_the_mean():
     actor = network("sac", probes.FAR)
     mean = actor(OBS).detach().numpy()[:, :1]

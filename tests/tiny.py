@@ -27,10 +27,10 @@ def demonstrations(seed=0, **changes):
     return str(path)
 
 
-def network(script, action_space=None, obs_space=probes.FLAT):
+def network(script, action_space=None, obs_space=probes.FLAT, hidden_size=16):
     """A new network that acts, for the probes or for other spaces."""
     build = getattr(importlib.import_module(script), NETWORKS[script])
-    return build(obs_space, action_space or probes.ACTIONS[KINDS[script]], 16)
+    return build(obs_space, action_space or probes.ACTIONS[KINDS[script]], hidden_size)
 
 
 def tiny(script, name="ByActions", **settings):
