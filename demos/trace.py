@@ -119,7 +119,7 @@ class Tracer:
         for name in dict.fromkeys(find_names(statement, ast.Load)):
             for entry in before.get(name, []):
                 value, number = self.told.get(entry[0], (None, None))
-                if value != entry or number == row["number"]:
+                if value != entry or number >= row["number"]:  # not told further up
                     self.note(row, "<", entry)
 
     def finish(self, call, frame, returned=()):
