@@ -42,7 +42,7 @@ def load_script(path):
 
 def make_config(module, flags, **defaults):
     """The script's Config for its own flags; `defaults` replace the script's."""
-    parser = argparse.ArgumentParser(f"{module.__name__}.py")
+    parser = argparse.ArgumentParser(f"{module.__name__}.py", allow_abbrev=False)
     for field in dataclasses.fields(module.Config):
         default = defaults.get(field.name, field.default)
         parser.add_argument("--" + field.name.replace("_", "-"), type=field.type, default=default)

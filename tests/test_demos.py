@@ -109,6 +109,7 @@ def test_recording_copies_what_an_environment_uses_again_and_explores_alike_with
 
 @pytest.mark.parametrize("words, sentence", [
     ("nosuch.py --gif x.gif", "nosuch.py: no such script, expected for example ppo.py"),
+    ("ppo.py --gif x.gif --total 8", "unrecognized arguments: --total 8"),
     ("ppo.py --gif no/x.gif", "No such file or directory"),
     ("ppo.py --curves x.abc", "Format 'abc' is not supported"),
     ("ppo.py --gif x.gif --load ppo.pt --gamma 1", "--load does not train: it takes no settings"),
@@ -125,8 +126,7 @@ def test_wrong_input_is_told_before_training(words, sentence, capsys, monkeypatc
     assert sentence in capsys.readouterr().err and not list(Path().glob("x.*"))
 
 
-def follow(script):
-    """The rows on the page that trace.py makes of a script."""
+def rows_of_page(script):
     trace.main([f"{script}.py", "--html", "page.html"])
     page = Path("page.html").read_text(encoding="utf-8")
     data = re.search(r'<script type="application/json">(.*?)</script>', page)[1]
@@ -137,7 +137,7 @@ def follow(script):
 def test_page_shows_the_lines_of_an_update_in_order(script):
     if script in ("pofd", "sac"):
         pytest.importorskip("pybullet")
-    rows = follow(script)
+    rows = rows_of_page(script)
     main = [row["number"] for row in rows if row["depth"] == 0]
     assert main == sorted({*main}) and len(main) > 12
     text, place = json.dumps(rows), 0
@@ -147,7 +147,7 @@ def test_page_shows_the_lines_of_an_update_in_order(script):
 
 
 def test_ppo_is_shown_where_it_clips():
-    rows = follow("ppo")
+    rows = rows_of_page("ppo")
     notes = {name: text for row in rows for _, name, _, text in row["notes"]}
     ratio, clipped = json.loads(notes["ratio"]), json.loads(notes["clipped_ratio"])
     assert ratio != clipped == [min(max(x, 0.8), 1.2) for x in ratio]
