@@ -37,14 +37,13 @@ def test_clipped_surrogate_and_its_slope_by_hand(script, ratio, advantage, loss,
     assert log_prob.grad.tolist() == pytest.approx([slope / 2, 0], rel=1e-5)
 
 
-def test_long_gradients_of_actor_and_critic_are_shortened(script, monkeypatch):
+def test_long_gradients_are_shortened(script, monkeypatch):
     agents, norms = [], []
     spy(monkeypatch, tiny(script)[0], "make_batch", lambda *args: agents.append(args[2]))
-    spy(monkeypatch, torch.optim.Adam, "step", lambda *_: norms.extend(
-        torch.cat([parameter.grad.flatten() for parameter in part.parameters()]).norm().item()
-        for part in (agents[0].actor, agents[0].critic)))
-    train(script, max_grad_norm=1e-3)
-    assert max(norms) <= 1.001e-3 and np.median(norms) > 0.9e-3
+    spy(monkeypatch, torch.optim.Adam, "step", lambda *_: norms.append(
+        torch.cat([parameter.grad.flatten() for parameter in agents[0].parameters()]).norm()))
+    train(script, reward_scale=100.0)
+    assert max(norms) <= 0.5001 and np.median(norms) > 0.49
 
 
 def test_ratio_is_one_on_the_first_minibatch_and_advantages_are_normalised(script, monkeypatch):
@@ -65,9 +64,10 @@ def test_a_minibatch_of_one_step_is_learned_from(script):
 
 
 def test_entropy_bonus_keeps_entropy_up(script):
-    _, without = train(script, ent_coef=0.0)
-    _, with_bonus = train(script, ent_coef=1.0)
-    assert with_bonus[-1]["entropy"] > without[-1]["entropy"]
+    if script == "pofd":
+        return pytest.skip("it has none")
+    (_, without), (_, bonus) = (train(script, ent_coef=weight) for weight in (0.0, 1.0))
+    assert bonus[-1]["entropy"] > without[-1]["entropy"]
 
 
 def test_raw_action_is_stored_and_the_executed_one_is_sent(script, monkeypatch):
