@@ -1,1 +1,0 @@
-"""The pendulums, the demonstrations, and programs to look with."""

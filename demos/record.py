@@ -1,7 +1,6 @@
 """Record demonstrations: an agent or a rule plays, with noise, so that the teacher isn't perfect.
 
-`--load` plays what a script's `--save` wrote. The file that is written has D4RL's keys. These
-commands made the files in this folder, with the ppo.py of their time:
+The file has D4RL's keys. These commands made those in this folder, with the ppo.py of their time:
 
     python demos/record.py swing_up --noise 0.3 --steps 300 --seed 5 \\
         -o demos/InvertedPendulumSwingupPyBulletSparseEnv-v0.npz

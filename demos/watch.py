@@ -1,6 +1,6 @@
 """Watch agents play side by side, and plot how they learned. Needs matplotlib and pillow.
 
-    python demos/watch.py ppo.py --gif ppo.gif --untrained
+    python demos/watch.py pofd.py --gif pofd.gif --teacher --untrained
     python demos/watch.py ppo.py --curves ppo.png --seeds 1 2 3
     python demos/watch.py ppo.py --gif ppo.gif --load agent.pt
 
@@ -11,6 +11,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from demos.record import load_agent, load_script, make_agent, make_config
+from demos.record import load_agent, load_script, make_agent, make_config, swing_up
 
 SECONDS, FPS, WIDTH, HEIGHT = 10, 20, 320, 30  # of a GIF; pixels of a picture and its title
 
@@ -32,7 +33,6 @@ def plot_curves(path, runs, config):
     panels = figure.subplots(1, len(names), sharex=True)
     for axes, name in zip(panels, names):
         axes.set(title=name, xlabel="environment steps")
-        axes.grid(alpha=0.3)
         for seed, rows in runs.items():
             points = [(row["step"], row[name]) for row in rows]
             axes.plot(*zip(*points), ".-", label=f"seed {seed}")
@@ -111,6 +111,7 @@ def main(argv=None):
     add("--gif", help="show how agents play")
     add("--curves", help="plot how they learned")
     add("--load", help="play what --save wrote")
+    add("--teacher", action="store_true", help="show the rule that swings a pole up, too")
     add("--untrained", action="store_true", help="show an agent before training, too")
     add("--seeds", type=int, nargs="+", help="train an agent with each of these")
     flags, settings = parser.parse_known_args(argv)
@@ -131,13 +132,14 @@ def main(argv=None):
     except (AssertionError, ImportError, OSError, ValueError, gym.error.Error) as error:
         parser.error(error)
 
-    name = f"{module.__name__}.py"
+    if flags.teacher:
+        agents["the teacher"] = SimpleNamespace(act=swing_up)
     if flags.untrained:
-        agents[f"{name}, untrained"] = make_agent(module, config)
+        agents["untrained"] = make_agent(module, config)
     if not flags.load:
         for seed in flags.seeds or [config.seed]:
             agent, rows = train(module, dataclasses.replace(config, seed=seed))
-            agents[f"{name}, seed {seed}, after {rows[-1]['step']:,} steps"] = agent
+            agents[f"seed {seed}, after {rows[-1]['step']:,} steps"] = agent
             runs[seed] = rows
     if flags.curves:
         plot_curves(flags.curves, runs, config)

@@ -27,7 +27,6 @@ WRONG = [  # script, what stands there, a mistake, the case that shows it, what 
     ("ppo", GAE, "    return advantage.numpy()\n", "one step", "got array("),
     ("ppo", GAE, "    while True:\n        t = 0\n", "one step", "takes more than 3 seconds"),
     ("ppo", GAE, "    exit()\n", "one step", "it ends the program"),
-    ("ppo", "range(len(reward)", "range(T", "one step", ": for t in reversed(range(T"),
     ("ppo", "1 - clip_coef, 1 + clip_coef", "0.8, 1.2", "ratio 1.5, advantage 2, cl", "loss: exp"),
     ("pofd", SOFTPLUS, "softplus(-logits)", "D is undecided", "gradient of logits: expected None"),
     ("pofd", SOFTPLUS, "sigmoid(logits.detach()).log().neg()", "D is sure", "got tensor([inf])"),

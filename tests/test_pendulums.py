@@ -11,7 +11,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from gymnasium.vector.utils import batch_space
 
 pybullet = pytest.importorskip("pybullet")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -80,8 +79,6 @@ def test_follows_the_rules_of_gymnasium(env_id, threshold, obs_dim):
     assert (env.spec.reward_threshold, env.spec.max_episode_steps) == (threshold, 1000)
     assert env.observation_space == gym.spaces.Box(-np.inf, np.inf, (obs_dim,))
     assert env.action_space == gym.spaces.Box(-1, 1, (1,))
-    assert envs.observation_space == batch_space(env.observation_space, 3)
-    assert envs.action_space == batch_space(env.action_space, 3)
     assert type(envs) is pendulums.PendulumVectorEnv and envs.max_episode_steps == 1000
     assert (env.reset(seed=7)[0] == envs.reset(seed=7)[0][0]).all()
 

@@ -41,7 +41,7 @@ def test_long_gradients_are_shortened(script, monkeypatch):
     agents, norms = [], []
     spy(monkeypatch, tiny(script)[0], "make_batch", lambda *args: agents.append(args[2]))
     spy(monkeypatch, torch.optim.Adam, "step", lambda *_: norms.append(
-        torch.cat([parameter.grad.flatten() for parameter in agents[0].parameters()]).norm()))
+        torch.stack([x.grad.norm() for x in agents[0].parameters() if x.grad is not None]).norm()))
     train(script, reward_scale=100.0)
     assert max(norms) <= 0.5001 and np.median(norms) > 0.49
 
@@ -64,10 +64,8 @@ def test_a_minibatch_of_one_step_is_learned_from(script):
 
 
 def test_entropy_bonus_keeps_entropy_up(script):
-    if script == "pofd":
-        return pytest.skip("it has none")
     (_, without), (_, bonus) = (train(script, ent_coef=weight) for weight in (0.0, 1.0))
-    assert bonus[-1]["entropy"] > without[-1]["entropy"]
+    assert bonus[-1]["entropy"] > without[-1]["entropy"] or script == "pofd"  # which has none
 
 
 def test_raw_action_is_stored_and_the_executed_one_is_sent(script, monkeypatch):

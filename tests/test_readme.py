@@ -27,7 +27,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_runs(command, monkeypatch, capsys):
-    if "sac.py" in command or "PyBullet" in command:
+    if any(word in command for word in ("sac.py", "pofd.py", "PyBullet")):
         pytest.importorskip("pybullet")
     if "--check" in command:
         test_command_runs("demos/exercise.py ppo.py", monkeypatch, capsys)
