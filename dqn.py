@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-Batch = namedtuple("Batch", "obs action reward next_obs terminated")  # transitions, each (B, ...)
+Batch = namedtuple("Batch", "obs action reward next_obs terminated")  # of transitions: (B, ...)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Config:
     batch_size: int = 128  # transitions per gradient step
     tau: float = 0.1  # how far the target network moves per update; 1 copies the Q-network
     end_e: float = 0.05  # epsilon, the probability of a random action, falls from 1 to this
-    exploration_fraction: float = 0.1  # fraction of total_timesteps over which epsilon falls
+    exploration_fraction: float = 0.1  # share of total_timesteps from epsilon 1 to 0
 
 
 class QNetwork(nn.Sequential):
@@ -119,8 +119,8 @@ def main(config=Config(), report=show):
                     "td_loss": q_loss.item(), "epsilon": epsilon})
             if config.save:
                 torch.save({"config": vars(config), "weights": agent.state_dict()}, config.save)
-            if np.mean(returns >= threshold) >= 0.99:  # of the episodes; and of 100 others?
-                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)  # others
+            if np.mean(returns >= threshold) >= 0.99:  # then 100 other episodes decide
+                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)
             solved = np.mean(returns >= threshold) >= 0.99
             if solved or step >= config.total_timesteps:
                 envs.close()
@@ -133,7 +133,7 @@ def main(config=Config(), report=show):
         action = np.where(np.random.rand(config.num_envs) < epsilon, random_action, agent.act(obs))
         next_obs, reward, terminated, truncated, _ = envs.step(action)
 
-        # Store, but not the steps that only reset: here `done` is that of the step before.
+        # Store, without the steps that only reset: those after an episode's end (old `done`).
         transitions = obs, action, config.reward_scale * reward, next_obs, terminated
         buffer.extend(zip(*(array[~done] for array in transitions)))
         del buffer[:-config.buffer_size]  # the oldest

@@ -30,13 +30,13 @@ class Config:
     learning_rate: float = 1e-3  # step size of Adam
     gamma: float = 0.995  # discount factor
     gae_lambda: float = 0.95  # 0 gives one-step advantages, 1 gives whole returns
-    reward_scale: float = 0.1  # rewards are multiplied by this before learning
+    reward_scale: float = 0.1  # environment rewards are multiplied by this
     update_epochs: int = 10  # passes over each rollout
     num_minibatches: int = 8  # gradient steps per pass
     clip_coef: float = 0.2  # a probability ratio further than this from 1 gains nothing
     demo: str = ""  # .npz of demonstrations; by default demos/<env id>.npz beside this file
     reward_lambda: float = 0.1  # weight of the imitation reward; falls to 0 by total_timesteps
-    discriminator_learning_rate: float = 1e-3  # 0 makes the imitation reward a constant bonus
+    discriminator_learning_rate: float = 1e-3  # 0: D stays near 0.5 for all pairs
 
 
 class ActorCritic(nn.Module):
@@ -94,7 +94,7 @@ def imitation_reward(logits):
 
 
 def load_demonstrations(path, obs_space, action_space):
-    """Pairs (n, obs_dim + act_dim), with the actions as executed, from a file with D4RL's keys."""
+    """Pairs (n, obs_dim + act_dim): the "observations" and executed "actions" of an .npz file."""
     assert zipfile.is_zipfile(path), f"{path} is missing, or is not an .npz file"
     file, columns = np.load(path), []
     for key, space in ("observations", obs_space), ("actions", action_space):
@@ -107,7 +107,7 @@ def load_demonstrations(path, obs_space, action_space):
 
 
 def gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
-    """Advantages sum_k (gamma lambda)^k delta_{t+k}, all (T, N) (Schulman et al. 2016, eq. 16)."""
+    """Advantages sum_k (gamma lambda)^k delta_{t+k} until done or T (PPO's eq. 11), all (T, N)."""
     advantage = reward + gamma * (1 - terminated) * next_value - value  # delta
     for t in reversed(range(len(reward) - 1)):  # delta itself at the last step
         advantage[t] += gamma * gae_lambda * (1 - done[t]) * advantage[t + 1]
@@ -118,7 +118,7 @@ def gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
 def make_batch(rollout, agent, discriminator, reward_lambda, config):
     """Turn T lists of tensors (N, ...) into what is learned from, tensors (B, ...)."""
     obs, action, reward, next_obs, terminated, done, reset = map(torch.stack, zip(*rollout))
-    log_prob = agent.policy(obs).log_prob(action)  # it has not learned since it acted
+    log_prob = agent.policy(obs).log_prob(action)  # of the policy that acted
     value, next_value = agent.critic(obs).squeeze(-1), agent.critic(next_obs).squeeze(-1)
     executed = torch.as_tensor(agent.to_env(action.numpy()), dtype=torch.float32)
     pair = torch.cat([obs, executed], -1)  # what D sees
@@ -128,7 +128,7 @@ def make_batch(rollout, agent, discriminator, reward_lambda, config):
 
 
 def clipped_surrogate(log_prob, old_log_prob, advantage, clip_coef):
-    """-E[min(ratio A, clip(ratio, 1 - c, 1 + c) A)] with ratio = pi / pi_old (eq. 7), a scalar."""
+    """-E[min(ratio A, clip(ratio, 1 - c, 1 + c) A)] with ratio = pi / pi_old (PPO's eq. 7)."""
     ratio = (log_prob - old_log_prob).exp()
     clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     return -torch.min(ratio * advantage, clipped_ratio * advantage).mean()
@@ -168,7 +168,7 @@ def main(config=Config(), report=show):
     optimizer.add_param_group({
         "params": discriminator.parameters(), "lr": config.discriminator_learning_rate})
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
-    value_loss = entropy = d_loss = torch.tensor(torch.nan)  # before the first step
+    value_loss = entropy = d_loss = torch.tensor(torch.nan)  # for rows
     rollout_size = config.num_envs * config.num_steps
 
     for step in range(0, config.total_timesteps + rollout_size, rollout_size):
@@ -179,8 +179,8 @@ def main(config=Config(), report=show):
                     "entropy": entropy.item(), "discriminator_loss": d_loss.item()})
             if config.save:
                 torch.save({"config": vars(config), "weights": agent.state_dict()}, config.save)
-            if np.mean(returns >= threshold) >= 0.99:  # of the episodes; and of 100 others?
-                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)  # others
+            if np.mean(returns >= threshold) >= 0.99:  # then 100 other episodes decide
+                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)
             solved = np.mean(returns >= threshold) >= 0.99
             if solved or step >= config.total_timesteps:
                 envs.close()
@@ -188,19 +188,19 @@ def main(config=Config(), report=show):
                 print(f"{verdict} in {step} steps: mean return {returns.mean():.4g}")
                 return agent
 
-        # Act and store, always from fresh starts: episodes that go well would bring few of them.
+        # Act and store, always from fresh starts: long episodes would bring few of them.
         rollout = []
         obs = np.array(envs.reset(seed=config.seed + step)[0])
         done = np.zeros(config.num_envs, bool)
         for _ in range(config.num_steps):
             action = agent.policy(torch.as_tensor(obs, dtype=torch.float32)).sample().numpy()
             next_obs, reward, terminated, truncated, _ = envs.step(agent.to_env(action))
-            reset, done = done, np.logical_or(terminated, truncated)  # reset: it only reset
+            reset, done = done, np.logical_or(terminated, truncated)  # reset: done the step before
             arrays = obs, action, config.reward_scale * reward, next_obs, terminated, done, reset
             rollout.append([torch.tensor(array, dtype=torch.float32) for array in arrays])
             obs = np.array(next_obs)  # a copy: some environments reuse their arrays
 
-        # Learn. The discriminator's reward is read before it learns from this rollout.
+        # Learn. The imitation reward of a rollout comes from D before D learns from it.
         reward_lambda = config.reward_lambda * (1 - step / config.total_timesteps)
         batch = make_batch(rollout, agent, discriminator, reward_lambda, config)
         for _ in range(config.update_epochs):

@@ -72,7 +72,7 @@ class ActorCritic(nn.Module):
 
 
 def gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
-    """Advantages sum_k (gamma lambda)^k delta_{t+k}, all (T, N) (Schulman et al. 2016, eq. 16)."""
+    """Advantages sum_k (gamma lambda)^k delta_{t+k} until done or T (PPO's eq. 11), all (T, N)."""
     advantage = reward + gamma * (1 - terminated) * next_value - value  # delta
     for t in reversed(range(len(reward) - 1)):  # delta itself at the last step
         advantage[t] += gamma * gae_lambda * (1 - done[t]) * advantage[t + 1]
@@ -83,7 +83,7 @@ def gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
 def make_batch(rollout, agent, config):
     """Turn T lists of tensors (N, ...) into obs, action, log_prob, advantage, target (B, ...)."""
     obs, action, reward, next_obs, terminated, done, reset = map(torch.stack, zip(*rollout))
-    log_prob = agent.policy(obs).log_prob(action)  # it has not learned since it acted
+    log_prob = agent.policy(obs).log_prob(action)  # of the policy that acted
     value, next_value = agent.critic(obs).squeeze(-1), agent.critic(next_obs).squeeze(-1)
     advantage = gae(reward, value, next_value, terminated, done, config.gamma, config.gae_lambda)
     return [x[reset == 0] for x in (obs, action, log_prob, advantage, advantage + value)]
@@ -137,8 +137,8 @@ def main(config=Config(), report=show):
                     "entropy": entropy.item()})
             if config.save:
                 torch.save({"config": vars(config), "weights": agent.state_dict()}, config.save)
-            if np.mean(returns >= threshold) >= 0.99:  # of the episodes; and of 100 others?
-                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)  # others
+            if np.mean(returns >= threshold) >= 0.99:  # then 100 other episodes decide
+                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)
             solved = np.mean(returns >= threshold) >= 0.99
             if solved or step >= config.total_timesteps:
                 envs.close()
@@ -151,7 +151,7 @@ def main(config=Config(), report=show):
         for _ in range(config.num_steps):
             action = agent.policy(torch.as_tensor(obs, dtype=torch.float32)).sample().numpy()
             next_obs, reward, terminated, truncated, _ = envs.step(agent.to_env(action))
-            reset, done = done, np.logical_or(terminated, truncated)  # reset: it only reset
+            reset, done = done, np.logical_or(terminated, truncated)  # reset: done the step before
             arrays = obs, action, config.reward_scale * reward, next_obs, terminated, done, reset
             rollout.append([torch.tensor(array, dtype=torch.float32) for array in arrays])
             obs = np.array(next_obs)  # a copy: some environments reuse their arrays

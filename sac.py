@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-Batch = namedtuple("Batch", "obs action reward next_obs terminated")  # transitions, each (B, ...)
+Batch = namedtuple("Batch", "obs action reward next_obs terminated")  # of transitions: (B, ...)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Actor(nn.Sequential):
             nn.Linear(hidden_size, 2 * action_space.shape[0])])
 
     def sample(self, obs):
-        """Draw actions (B, act_dim), differentiably, and log pi of each (B,) (eq. 21)."""
+        """Draw actions (B, act_dim), differentiably, and log pi of each (B,) (appendix C)."""
         mean, log_std = self(obs).chunk(2, -1)
         gaussian = torch.distributions.Normal(mean, log_std.clamp(-5, 2).exp())
         u = gaussian.rsample()
@@ -81,7 +81,7 @@ class Critics(nn.ModuleList):
 
 
 class ReplayBuffer(list):
-    """Transitions, each a tuple in the order of Batch."""
+    """All transitions so far, each a tuple in the order of Batch."""
     def sample(self, batch_size):
         """Draw a Batch of tensors (B, ...), uniformly and with replacement."""
         rows = [self[i] for i in np.random.randint(len(self), size=batch_size)]
@@ -90,7 +90,7 @@ class ReplayBuffer(list):
 
 def critic_loss(critics, target_critics, actor, batch, alpha, gamma):
     """Sum over both Q of E[(Q(s, a) - y)^2] (twice eq. 5), y = r + gamma (1 - terminated) V(s').
-    V(s') = min Q_target(s', a') - alpha log pi(a'|s') is the soft value of soft Q-learning."""
+    V(s') = min Q_target(s', a') - alpha log pi(a'|s') is soft Q-learning's soft value (eq. 3)."""
     with torch.no_grad():
         next_action, next_log_prob = actor.sample(batch.next_obs)
         next_value = target_critics(batch.next_obs, next_action).amin(0) - alpha * next_log_prob
@@ -104,7 +104,7 @@ def actor_loss(critics, obs, action, log_prob, alpha):
 
 
 def temperature_loss(log_alpha, log_prob, target_entropy):
-    """-alpha E[log pi(a|s) + target_entropy]: alpha falls while entropy is above it (eq. 18)."""
+    """-alpha E[log pi(a|s) + H], H = target_entropy: alpha falls while entropy > H (eq. 18)."""
     return -log_alpha.exp() * (log_prob.detach() + target_entropy).mean()
 
 
@@ -152,8 +152,8 @@ def main(config=Config(), report=show):
                     "critic_loss": q_loss.item(), "alpha": log_alpha.exp().item()})
             if config.save:
                 torch.save({"config": vars(config), "weights": agent.state_dict()}, config.save)
-            if np.mean(returns >= threshold) >= 0.99:  # of the episodes; and of 100 others?
-                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)  # others
+            if np.mean(returns >= threshold) >= 0.99:  # then 100 other episodes decide
+                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)
             solved = np.mean(returns >= threshold) >= 0.99
             if solved or step >= config.total_timesteps:
                 envs.close()
@@ -161,18 +161,18 @@ def main(config=Config(), report=show):
                 print(f"{verdict} in {step} steps: mean return {returns.mean():.4g}")
                 return agent
 
-        # Act: draw from the policy. Episodes that go well would bring few starts.
+        # Act: draw from the policy. All restart at times: long episodes would bring few starts.
         if step % config.restart_frequency < config.num_envs:
             obs, done[:] = np.array(envs.reset(seed=config.seed + step)[0]), False
         action = agent.sample(torch.as_tensor(obs, dtype=torch.float32))[0].detach().numpy()
         next_obs, reward, terminated, truncated, _ = envs.step(agent.to_env(action))
 
-        # Store, but not the steps that only reset: here `done` is that of the step before.
+        # Store, without the steps that only reset: those after an episode's end (old `done`).
         transitions = obs, action, config.reward_scale * reward, next_obs, terminated
         buffer.extend(zip(*(array[~done] for array in transitions)))
         obs, done = np.array(next_obs), np.logical_or(terminated, truncated)  # both are copies
 
-        # Learn. What the actor's loss leaves in the critics' gradients is zeroed before they step.
+        # Learn. Target entropy: -act_dim. zero_grad() drops what pi_loss left in the critics.
         batch, alpha = buffer.sample(config.batch_size), log_alpha.detach().exp()
         q_loss = critic_loss(critics, target_critics, agent, batch, alpha, config.gamma)
         q_adam.zero_grad()
