@@ -156,7 +156,7 @@ def main(config=Config(), report=show):
             rollout.append([torch.tensor(array, dtype=torch.float32) for array in arrays])
             obs = np.array(next_obs)  # a copy: some environments reuse their arrays
 
-        batch = make_batch(rollout, agent, config)  # to learn from
+        batch = make_batch(rollout, agent, config)  # Learn.
         for _ in range(config.update_epochs):
             for index in torch.randperm(len(batch[0])).chunk(config.num_minibatches):
                 mb_obs, action, old_log_prob, advantage, target = (x[index] for x in batch)

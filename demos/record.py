@@ -29,7 +29,7 @@ SWING_UP = "demos.pendulums:InvertedPendulumSwingupPyBulletSparseEnv-v0"
 
 def load_script(path):
     """Import a script as a module. Its folder may hold the environments that it trains on."""
-    path = ROOT / path
+    path = Path(path).resolve() if Path(path).is_file() else ROOT / path
     if path.suffix != ".py" or not path.is_file():
         raise argparse.ArgumentTypeError(f"{path}: no such script, expected for example ppo.py")
     sys.path.insert(0, str(path.parent))
@@ -123,7 +123,7 @@ def main(argv=None):
     flags = parser.parse_args(argv)
     if (flags.player == "swing_up") == bool(flags.load):
         parser.error("expected a script and --load, or swing_up")
-    act, env_id = swing_up, SWING_UP
+    act, env_id = swing_up, flags.env_id or SWING_UP
     if flags.load:
         agent, config = load_agent(load_script(flags.player), flags.load)
         act, env_id = agent.act, flags.env_id or config.env_id

@@ -1,6 +1,6 @@
 """Watch agents play side by side, and plot how they learned. Needs matplotlib and pillow.
 
-    python demos/watch.py pofd.py --gif pofd.gif --teacher --untrained
+    python demos/watch.py pofd.py --gif pofd.gif --teacher --untrained --seed 2
     python demos/watch.py ppo.py --curves ppo.png --seeds 1 2 3
     python demos/watch.py ppo.py --gif ppo.gif --load agent.pt
 
@@ -29,7 +29,6 @@ def plot_curves(path, runs, config):
     threshold = gym.make_vec(config.env_id).spec.reward_threshold
     names = list(next(iter(runs.values()))[0])[1:]  # all but the step
     figure = Figure((4 * len(names), 3.6), layout="constrained")
-    figure.suptitle(config.env_id)
     panels = figure.subplots(1, len(names), sharex=True)
     for axes, name in zip(panels, names):
         axes.set(title=name, xlabel="environment steps")
@@ -107,7 +106,7 @@ def train(module, config):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
-    add("script", type=load_script, help="dqn.py or another; its settings are flags, too")
+    add("module", metavar="script", type=load_script, help="dqn.py or another, with its flags")
     add("--gif", help="show how agents play")
     add("--curves", help="plot how they learned")
     add("--load", help="play what --save wrote")
@@ -115,15 +114,16 @@ def main(argv=None):
     add("--untrained", action="store_true", help="show an agent before training, too")
     add("--seeds", type=int, nargs="+", help="train an agent with each of these")
     flags, settings = parser.parse_known_args(argv)
-    module = flags.script
     if flags.load and (flags.curves or flags.seeds or settings):
         parser.error("--load does not train: it takes no settings, --curves or --seeds")
     agents, runs = {}, {}
     try:
         if flags.load:
-            agents[flags.load], config = load_agent(module, flags.load)
+            agents[flags.load], config = load_agent(flags.module, flags.load)
         else:
-            config = make_config(module, settings)
+            config = make_config(flags.module, settings)
+        assert not flags.teacher or "Swingup" in config.env_id, "--teacher needs the swing-up"
+        assert flags.gif or flags.curves, "expected --gif or --curves"
         if flags.gif:
             env = open_scene(config.env_id)
             Image.new("RGB", (1, 1)).save(flags.gif)  # to find out now if it can be written
@@ -135,10 +135,10 @@ def main(argv=None):
     if flags.teacher:
         agents["the teacher"] = SimpleNamespace(act=swing_up)
     if flags.untrained:
-        agents["untrained"] = make_agent(module, config)
+        agents["untrained"] = make_agent(flags.module, config)
     if not flags.load:
         for seed in flags.seeds or [config.seed]:
-            agent, rows = train(module, dataclasses.replace(config, seed=seed))
+            agent, rows = train(flags.module, dataclasses.replace(config, seed=seed))
             agents[f"seed {seed}, after {rows[-1]['step']:,} steps"] = agent
             runs[seed] = rows
     if flags.curves:

@@ -305,7 +305,7 @@ def report():
     tasks = [[line["run"]] for line in table("tasks")]
     draw(ROOT / "demos/learning_curves.png", 3, tasks)
     swing_up = [line["run"] for line in table("controls") if "swing-up" in line["run"]]
-    draw(ROOT / "demos/pofd_controls.png", 1, [swing_up])
+    draw(ROOT / "demos/pofd_controls.png", 1, [swing_up] if swing_up else [])
 
 
 def main(argv=None):

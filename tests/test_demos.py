@@ -114,8 +114,10 @@ def test_recording_copies_what_an_environment_uses_again_and_explores_alike_with
     ("ppo.py --curves x.abc", "Format 'abc' is not supported"),
     ("ppo.py --gif x.gif --load ppo.pt --gamma 1", "--load does not train: it takes no settings"),
     ("dqn.py --gif x.gif --load ppo.pt", "not an agent of this dqn.py: Config.__init__() got"),
-    ("pofd.py --gif x.gif --load ppo.pt", "not an agent of this pofd.py: it has other settings"),
+    ("pofd.py --gif x.gif --load ppo.pt", "not an agent of this pofd.py: Config.__init__() got"),
     ("dqn.py --gif x.gif --env-id probes:ByActions-v0", "render_modes [] lack rgb_array"),
+    ("ppo.py --untrained", "expected --gif or --curves"),
+    ("ppo.py --gif x.gif --teacher", "--teacher needs the swing-up"),
     ("dqn.py --gif x.gif", "pygame is not installed")])
 def test_wrong_input_is_told_before_training(words, sentence, capsys, monkeypatch):
     save_agent("ppo", "CartPole-v1", "ppo.pt")
