@@ -21,8 +21,6 @@ RIGHT = [  # script, what stands there, what may stand there as well
 
 WRONG = [  # script, what stands there, a mistake, the case that shows it, what is said
     ("dqn", ".unsqueeze(1)).squeeze(1)", ".unsqueeze(1))", "two transitions", "loss: expected"),
-    ("dqn", "with torch.no_grad():\n        next", "if True:\n        next", "one transition",
-     "gradient of target_network: expected None"),
     ("ppo", "(1 - done[t])", "(1 - terminated[t])", "an episode is truncated", "advantage: expe"),
     ("ppo", GAE, "    return advantage.numpy()\n", "one step", "got array("),
     ("ppo", GAE, "    while True:\n        t = 0\n", "one step", "takes more than 3 seconds"),

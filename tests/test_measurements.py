@@ -87,5 +87,4 @@ def test_experiment_runs_with_the_script_of_today(run, monkeypatch):
             pytest.importorskip(package)
     monkeypatch.setattr(benchmark, "load_script", load_quick)
     monkeypatch.chdir(ROOT)
-    made = benchmark.run((experiment | {"settings": settings}, 1))
-    assert made["return"] == -1e4
+    assert benchmark.run((experiment | {"settings": settings}, 1))["return"] == -1e4

@@ -153,7 +153,6 @@ def test_pictures_show_the_whole_pendulum(task):
     env.reset(seed=0)
     first = env.render()
     env.step(np.array([1.0]))
-    env.step(np.array([1.0]))
     image = env.render()
     assert image.dtype == np.uint8 and image.shape == (240, 320, 3) and (image != first).any()
     rows = np.flatnonzero((first != first[0, 0]).any((1, 2)))
