@@ -20,7 +20,6 @@ from multiprocessing import get_context
 from types import SimpleNamespace
 from unittest.mock import patch
 
-import gymnasium as gym
 import numpy as np
 import torch
 from tabulate import tabulate
@@ -32,13 +31,6 @@ RESULTS = ROOT / "tests/results.jsonl"
 HOME = "dqn/CartPole-v1", "ppo/CartPole-v1", "pofd/swing-up", "sac/double"  # in README.md
 
 # The changes. What a change replaces in the script has the name of its first parameter.
-
-
-def no_ending(main, config, report):
-    """No environment says when it is solved, so that training goes on to its last step."""
-    env_id = gym.make(config.env_id).spec.id  # without its module, which is imported now
-    with patch.object(gym.registry[env_id], "reward_threshold", None):
-        return main(config, report)
 
 
 def no_failure(td_loss, q_network, target_network, batch, gamma):
