@@ -103,7 +103,7 @@ def main(config=Config(), report=show):
     assert envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP, "NEXT_STEP"
     agent = QNetwork(envs.single_observation_space, envs.single_action_space, config.hidden_size)
     target_network = copy.deepcopy(agent)
-    optimizer = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # quick
+    optimizer = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # faster
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
     obs, done = np.array(envs.reset(seed=config.seed)[0]), np.zeros(config.num_envs, bool)
     buffer, q_loss = ReplayBuffer(), torch.tensor(torch.nan)  # none before the first step

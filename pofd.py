@@ -164,7 +164,7 @@ def main(config=Config(), report=show):
     path = config.demo or Path(__file__).with_name("demos") / f"{envs.spec.id}.npz"
     demo = load_demonstrations(path, obs_space, action_space)
     discriminator = Discriminator(demo, config.hidden_size)
-    optimizer = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # quick
+    optimizer = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # faster
     optimizer.add_param_group({
         "params": discriminator.parameters(), "lr": config.discriminator_learning_rate})
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold

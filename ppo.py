@@ -123,7 +123,7 @@ def main(config=Config(), report=show):
     assert envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP, "NEXT_STEP"
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     agent = ActorCritic(obs_space, action_space, config.hidden_size)
-    optimizer = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # quick
+    optimizer = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # faster
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
     obs, done = np.array(envs.reset(seed=config.seed)[0]), np.zeros(config.num_envs, bool)
     value_loss = entropy = torch.tensor(torch.nan)  # before the first step
