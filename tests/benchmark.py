@@ -1,7 +1,7 @@
 """Make the runs that tests/results.jsonl lacks: `python tests/benchmark.py`.
 
 experiments.jsonl says what is trained: a script on a task, or the same with something different.
-That may be settings, a change (a function below), or a peer (settings of Stable-Baselines3, which
+That may be settings, changes (functions below), or a peer (settings of Stable-Baselines3, which
 is then trained in place of the script). A run is solved if its mean return reaches the goal.
 Each run is a process of its own. Stop it whenever you like: it goes on where it stopped.
 """
@@ -60,7 +60,6 @@ def no_clipping(main, config, report):
 
 
 def no_ending(main, config, report):
-    """No environment says when it is solved, so that training goes on to its last step."""
     env_id = gym.make(config.env_id).spec.id  # without its module, which is imported now
     with patch.object(gym.registry[env_id], "reward_threshold", None):
         return main(config, report)
@@ -73,6 +72,12 @@ def no_fading(make_batch, *args):
 def random_demonstrations(load_demonstrations, *_):
     data, _ = record(lambda obs: np.zeros((len(obs), 1)), SWING_UP, episodes=5, steps=300,
                      noise=0, epsilon=1, seed=3000)
+    return torch.tensor(np.hstack([data["observations"], data["actions"]]))
+
+
+def car_demonstrations(load_demonstrations, *_):
+    data, _ = record(lambda obs: np.sign(obs[:, 1:]), "MountainCarContinuous-v0", episodes=5,
+                     steps=300, noise=0.3, epsilon=0.1, seed=3000)
     return torch.tensor(np.hstack([data["observations"], data["actions"]]))
 
 
@@ -153,18 +158,18 @@ def essence(node):
 def fingerprint(experiment):
     """A hash of what a run depends on: settings, code, and demonstrations."""
     config = load_script(experiment["script"]).Config(**experiment["settings"])
-    peer, code = experiment.get("peer", {}), []
+    peer, changes = experiment.get("peer", {}), experiment.get("change", "").split()
     facts = [sorted(experiment["settings"].items()), sorted(peer.items())]
-    if "change" in experiment:
-        code.append(inspect.getsource(globals()[experiment["change"]]))
+    code = [inspect.getsource(globals()[change]) for change in changes]
     if peer:
         code.append(inspect.getsource(train_peer))
         facts += [config.total_timesteps, config.eval_frequency, config.eval_episodes]
     else:
         code.append(experiment["script"].read_text("utf-8"))
         if hasattr(config, "demo"):
-            demo = config.demo or f"demos/{config.env_id.split(':')[-1]}.npz"
-            facts.append((ROOT / demo).read_bytes())
+            demo = ROOT / (config.demo or f"demos/{config.env_id.split(':')[-1]}.npz")
+            if demo.is_file():
+                facts.append(demo.read_bytes())
     if config.env_id.startswith("demos.pendulums:"):
         code.append((ROOT / "demos/pendulums.py").read_text("utf-8"))
     facts += [essence(ast.parse(text)) for text in code]
@@ -179,10 +184,9 @@ def run(job):
            "fingerprint": fingerprint(experiment)}
     module, reports = load_script(experiment["script"]), []
     config = module.Config(**experiment["settings"], seed=seed)
-    if "change" in experiment:
-        change = globals()[experiment["change"]]
-        name = inspect.getfullargspec(change).args[0]
-        setattr(module, name, partial(change, getattr(module, name)))
+    for change in experiment.get("change", "").split():
+        name = inspect.getfullargspec(globals()[change]).args[0]
+        setattr(module, name, partial(globals()[change], getattr(module, name)))
     if "peer" in experiment:
         agent = train_peer(module, config, experiment["peer"], reports.append)
     else:
@@ -259,10 +263,8 @@ def table(name):
         if EXPERIMENTS[run]["table"] == name:
             task = run.split(",")[0]
             lines |= {key: cells(key, runs[key]) for key in (task, run) if key in runs}
-    if name != "tasks":
-        for line in lines.values():
-            line.pop("goal", None)
-    return lines.values()
+    return [{column: line[column] for column in line if column != "goal" or name == "tasks"}
+            for line in lines.values()]
 
 
 def fill(text):
@@ -273,8 +275,7 @@ def fill(text):
         if name == "results":  # in README.md
             lines = [line for line in table("tasks") if line["run"] in HOME]
             for line in lines:
-                script = EXPERIMENTS[line["run"]]["script"].read_text("utf-8")
-                line["lines"] = script.count("\n")
+                line["lines"] = EXPERIMENTS[line["run"]]["script"].read_text("utf-8").count("\n")
         figure = tabulate(lines, "keys", "github", disable_numparse=True) or "No runs yet."
         return f"<!-- {match[1]} -->\n\n{figure}\n\n<!-- end -->"
     return re.sub(r"<!-- (results.*?) -->.*?<!-- end -->", block, text, flags=re.DOTALL)
@@ -302,8 +303,7 @@ def report():
     refuse_stale_runs()
     for path in ROOT / "README.md", ROOT / "tests/RESULTS.md":
         path.write_text(fill(path.read_text("utf-8")), "utf-8")
-    tasks = [[line["run"]] for line in table("tasks")]
-    draw(ROOT / "demos/learning_curves.png", 3, tasks)
+    draw(ROOT / "demos/learning_curves.png", 3, [[line["run"]] for line in table("tasks")])
     swing_up = [line["run"] for line in table("controls") if "swing-up" in line["run"]]
     draw(ROOT / "demos/pofd_controls.png", 1, [swing_up] if swing_up else [])
 

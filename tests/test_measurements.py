@@ -10,7 +10,7 @@ from demos.record import ROOT, load_script
 
 DQN = benchmark.EXPERIMENTS["dqn/CartPole-v1"]
 PACKAGES = {"Baselines": "stable_baselines3", "demos.pendulums": "pybullet", "Lander": "Box2D",
-            "HalfCheetah": "mujoco"}
+            "Bipedal": "Box2D", "HalfCheetah": "mujoco", "Hopper": "mujoco"}
 
 
 @pytest.fixture
