@@ -138,7 +138,7 @@ def train_peer(module, config, peer, report):
 EXPERIMENTS = {}
 for line in (ROOT / "tests/experiments.jsonl").read_text("utf-8").splitlines():
     own = json.loads(line)
-    task = EXPERIMENTS.get(own["run"].split(",")[0], {"settings": {}})
+    task = EXPERIMENTS[own["run"].split(",")[0]] if "," in own["run"] else {"settings": {}}
     settings = task["settings"] | own.get("settings", {})
     script = ROOT / f"{own['run'].split('/')[0]}.py"
     EXPERIMENTS[own["run"]] = task | own | {"settings": settings, "script": script}
