@@ -251,7 +251,7 @@ def cells(run, rows):
         line |= {"goal": goal, "solved": f"{solved} of {len(rows)}"}
     for column, key in ("return", "return"), ("steps", "steps"), ("CPU s", "cpu"):
         values = [row[key] for row in rows]
-        middle, low, high = (f"{pick(values):,.0f}" for pick in (np.median, min, max))
+        middle, low, high = (f"{round(pick(values)):,}" for pick in (np.median, min, max))
         line[column] = middle if low == high else f"{middle} ({low} to {high})"
     return line
 
