@@ -168,7 +168,7 @@ def fingerprint(experiment):
         code.append(experiment["script"].read_text("utf-8"))
         if hasattr(config, "demo"):
             demo = ROOT / (config.demo or f"demos/{config.env_id.split(':')[-1]}.npz")
-            if demo.is_file():
+            if demo.is_file():  # a change may make its own
                 facts.append(demo.read_bytes())
     if config.env_id.startswith("demos.pendulums:"):
         code.append((ROOT / "demos/pendulums.py").read_text("utf-8"))
