@@ -17,16 +17,15 @@ Batch = namedtuple("Batch", "obs action reward next_obs terminated")  # of trans
 
 
 @dataclass(frozen=True)
-class Config:
-    """Every setting. Each is also a flag: `python dqn.py --gamma 0.9`."""
+class Config:  # every setting is also a flag: `python dqn.py --gamma 0.9`
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:id; flat observations, Discrete actions
-    seed: int = 1  # seeds weights, environments, exploration and replay
+    seed: int = 1  # seeds weights, environments, actions and replay
     save: str = ""  # file for weights and settings, written at each evaluation
     total_timesteps: int = 160_000  # environment steps, unless solved before
     eval_frequency: int = 3_200  # environment steps between evaluations
     eval_episodes: int = 20  # greedy episodes per evaluation
     num_envs: int = 16  # environments side by side; each steps once per gradient step
-    hidden_size: int = 64  # units in each of the two hidden layers
+    hidden_size: int = 64  # units in each hidden layer
     learning_rate: float = 2e-3  # step size of Adam
     gamma: float = 0.99  # discount factor
     reward_scale: float = 1.0  # rewards are multiplied by this before learning
@@ -43,8 +42,7 @@ class QNetwork(nn.Sequential):
         super().__init__()
         flat = isinstance(obs_space, gym.spaces.Box) and len(obs_space.shape) == 1
         discrete = isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0
-        assert flat, f"expected observations in a Box of shape (n,), got {obs_space}"
-        assert discrete, f"expected actions in a Discrete that starts at 0, got {action_space}"
+        assert flat and discrete, f"not flat Box, Discrete from 0: {obs_space}, {action_space}"
         self.action_space = action_space
         self.extend([  # LayerNorm lets Adam take large steps
             nn.Linear(obs_space.shape[0], hidden_size), nn.LayerNorm(hidden_size), nn.ReLU(),
@@ -67,8 +65,7 @@ class ReplayBuffer(list):
 
 
 def td_loss(q_network, target_network, batch, gamma):
-    """Huber loss of Q(s, a) against r + gamma (1 - terminated) max_a' Q_target(s', a'), a scalar.
-    No gradient reaches the target. Truncation does not cut the bootstrap."""
+    """Huber loss of Q(s, a) against r + gamma (1 - terminated) max_a' Q_target(s', a')."""
     with torch.no_grad():
         next_value = target_network(batch.next_obs).amax(1)  # (B,)
         target = batch.reward + gamma * (1 - batch.terminated) * next_value
@@ -102,11 +99,11 @@ def main(config=Config(), report=show):
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
     assert envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP, "NEXT_STEP"
     agent = QNetwork(envs.single_observation_space, envs.single_action_space, config.hidden_size)
-    target_network = copy.deepcopy(agent)
-    optimizer = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # faster
+    best, target_network = agent, copy.deepcopy(agent)
+    adam = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # faster
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
     obs, done = np.array(envs.reset(seed=config.seed)[0]), np.zeros(config.num_envs, bool)
-    buffer, q_loss = ReplayBuffer(), torch.tensor(torch.nan)  # none before the first step
+    buffer, best_return, q_loss = ReplayBuffer(), -np.inf, torch.tensor(torch.nan)
 
     for step in range(0, config.total_timesteps + config.num_envs, config.num_envs):
         fall = step / max(1, config.exploration_fraction * config.total_timesteps)
@@ -117,16 +114,18 @@ def main(config=Config(), report=show):
             returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + step)
             report({"step": step, "return": returns.mean().item(),
                     "td_loss": q_loss.item(), "epsilon": epsilon})
+            if returns.mean() >= best_return:  # DQN often loses a good policy again: keep the best
+                best, best_return = copy.deepcopy(agent), returns.mean()
             if config.save:
-                torch.save({"config": vars(config), "weights": agent.state_dict()}, config.save)
-            if np.mean(returns >= threshold) >= 0.99:  # then 100 other episodes decide
-                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)
+                torch.save({"config": vars(config), "weights": best.state_dict()}, config.save)
+            if np.mean(returns >= threshold) >= 0.99 or step >= config.total_timesteps:
+                returns = evaluate(best, config.env_id, 100, config.seed + step + 10**6)  # others
             solved = np.mean(returns >= threshold) >= 0.99
             if solved or step >= config.total_timesteps:
                 envs.close()
                 verdict = "solved" if solved else "not solved" if threshold < np.inf else "ended"
                 print(f"{verdict} in {step} steps: mean return {returns.mean():.4g}")
-                return agent
+                return best
 
         # Act: at random with probability epsilon, else greedily.
         random_action = np.random.randint(envs.single_action_space.n, size=config.num_envs)
@@ -141,9 +140,9 @@ def main(config=Config(), report=show):
 
         # Learn, then let the target network follow.
         q_loss = td_loss(agent, target_network, buffer.sample(config.batch_size), config.gamma)
-        optimizer.zero_grad()
+        adam.zero_grad()
         q_loss.backward()
-        optimizer.step()
+        adam.step()
         for target, source in zip(target_network.parameters(), agent.parameters()):
             target.data.lerp_(source.data, config.tau)
 

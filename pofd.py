@@ -4,20 +4,17 @@
 env.step -> make_batch, imitation_reward -> gae -> clipped_surrogate, discriminator_loss -> Adam"""
 # SPDX-License-Identifier: MIT-0
 import argparse
-import zipfile
+import os
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import torch
 from torch import nn
-from torch.distributions import Independent, Normal
 
 
 @dataclass(frozen=True)
-class Config:
-    """Every setting. Each is also a flag: `python pofd.py --gamma 0.9`."""
+class Config:  # every setting is also a flag: `python pofd.py --gamma 0.9`
     env_id: str = "demos.pendulums:InvertedPendulumSwingupPyBulletSparseEnv-v0"  # Gymnasium id
     seed: int = 1  # seeds weights, environments, actions and minibatches
     save: str = ""  # file for weights and settings, written at each evaluation
@@ -26,15 +23,13 @@ class Config:
     eval_episodes: int = 20  # greedy episodes per evaluation
     num_envs: int = 8  # N, environments side by side
     num_steps: int = 256  # T, steps of each environment per rollout, from a fresh start
-    hidden_size: int = 64  # units in each of the two hidden layers
+    hidden_size: int = 64  # units in each hidden layer
     learning_rate: float = 1e-3  # step size of Adam
     gamma: float = 0.995  # discount factor
-    gae_lambda: float = 0.95  # 0 gives one-step advantages, 1 gives whole returns
     reward_scale: float = 0.1  # environment rewards are multiplied by this
     update_epochs: int = 10  # passes over each rollout
     num_minibatches: int = 8  # gradient steps per pass
-    clip_coef: float = 0.2  # a probability ratio further than this from 1 gains nothing
-    demo: str = ""  # .npz of demonstrations; by default demos/<env id>.npz beside this file
+    demo: str = os.path.dirname(__file__) + "/demos/{}.npz"  # demonstrations; {} is the id
     reward_lambda: float = 0.1  # weight of the imitation reward; falls to 0 by total_timesteps
     discriminator_learning_rate: float = 1e-3  # 0: D stays near 0.5 for all pairs
 
@@ -56,7 +51,7 @@ class ActorCritic(nn.Module):
 
     def policy(self, obs):
         """The distribution pi(.|s) for observations (..., obs_dim)."""
-        return Independent(Normal(self.actor(obs), self.log_std.exp()), 1)
+        return torch.distributions.Normal(self.actor(obs), self.log_std.exp())
 
     def to_env(self, action):
         """NumPy actions for env.step: [-1, 1] is scaled to the bounds, in float64."""
@@ -73,8 +68,7 @@ class ActorCritic(nn.Module):
 class Discriminator(nn.Sequential):
     """The logit (...,) of D(s, a), the probability that a pair is not from the demonstrations."""
     def __init__(self, demo, hidden_size):
-        super().__init__(nn.Linear(demo.shape[1], hidden_size), nn.Tanh(),
-            nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1))
+        super().__init__(nn.Linear(len(demo.T), hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1))
         std, self.mean = torch.std_mean(demo, 0)
         self.std = torch.where(std > 1e-3, std, 1.0)  # what hardly varies is not blown up
 
@@ -84,26 +78,22 @@ class Discriminator(nn.Sequential):
 
 def discriminator_loss(agent_logits, demo_logits):
     """-E_agent[log D] - E_demo[log(1 - D)], D = sigmoid(logits): agent = 1, demonstration = 0."""
-    agent_loss = nn.functional.softplus(-agent_logits).mean()  # softplus(-x) = -log sigmoid(x)
-    return agent_loss + nn.functional.softplus(demo_logits).mean()
+    return -nn.LogSigmoid()(agent_logits).mean() - nn.LogSigmoid()(-demo_logits).mean()
 
 
 def imitation_reward(logits):
     """-log D(s, a): large where D takes the agent for the demonstrator. No gradient flows back."""
-    return nn.functional.softplus(-logits.detach())
+    return -nn.LogSigmoid()(logits.detach())
 
 
 def load_demonstrations(path, obs_space, action_space):
     """Pairs (n, obs_dim + act_dim): the "observations" and executed "actions" of an .npz file."""
-    assert zipfile.is_zipfile(path), f"{path} is missing, or is not an .npz file"
-    file, columns = np.load(path), []
-    for key, space in ("observations", obs_space), ("actions", action_space):
-        array = file[key].astype(np.float32)  # a KeyError says which key is missing
-        expected = len(file["observations"]), *space.shape
-        assert array.shape == expected, f"{path}: {key} {array.shape}, expected {expected}"
-        assert array.size and np.isfinite(array).all(), f"{path}: {key}: no rows, or not finite"
-        columns.append(array.clip(space.low, space.high))
-    return torch.tensor(np.hstack(columns), dtype=torch.float32)
+    assert str(path).endswith(".npz"), f"expected an .npz file, got {path}"
+    file, spaces = np.load(path), {"observations": obs_space, "actions": action_space}
+    for key, space in spaces.items():
+        assert file[key].shape[1:] == space.shape, f"{path}: expected {key} n x {space.shape}"
+        assert len(file[key]) and np.isfinite(file[key]).all(), f"{path}: {key} empty, nan or inf"
+    return torch.tensor(np.hstack([file[key] for key in spaces]), dtype=torch.float32)
 
 
 def gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
@@ -115,20 +105,19 @@ def gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
 
 
 @torch.no_grad()
-def make_batch(rollout, agent, discriminator, reward_lambda, config):
+def make_batch(rollout, agent, discriminator, progress, config):
     """Turn T lists of tensors (N, ...) into what is learned from, tensors (B, ...)."""
     obs, action, reward, next_obs, terminated, done, reset = map(torch.stack, zip(*rollout))
-    log_prob = agent.policy(obs).log_prob(action)  # of the policy that acted
+    log_prob = agent.policy(obs).log_prob(action).sum(-1)  # of the policy that acted
     value, next_value = agent.critic(obs).squeeze(-1), agent.critic(next_obs).squeeze(-1)
-    executed = torch.as_tensor(agent.to_env(action.numpy()), dtype=torch.float32)
-    pair = torch.cat([obs, executed], -1)  # what D sees
-    reward += reward_lambda * imitation_reward(discriminator(pair))
-    advantage = gae(reward, value, next_value, terminated, done, config.gamma, config.gae_lambda)
+    pair = torch.cat([obs, obs.new_tensor(agent.to_env(action.numpy()))], -1)  # what D sees
+    reward += (1 - progress) * config.reward_lambda * imitation_reward(discriminator(pair))
+    advantage = gae(reward, value, next_value, terminated, done, config.gamma, gae_lambda=0.95)
     return [x[reset == 0] for x in (obs, action, pair, log_prob, advantage, advantage + value)]
 
 
 def clipped_surrogate(log_prob, old_log_prob, advantage, clip_coef):
-    """-E[min(ratio A, clip(ratio, 1 - c, 1 + c) A)] with ratio = pi / pi_old (PPO's eq. 7)."""
+    """-E[min(ratio A, clip(ratio, 1 - c, 1 + c) A)] with ratio = pi / pi_old (eq. 7), a scalar."""
     ratio = (log_prob - old_log_prob).exp()
     clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     return -torch.min(ratio * advantage, clipped_ratio * advantage).mean()
@@ -159,13 +148,12 @@ def main(config=Config(), report=show):
     torch.set_num_threads(1)  # networks this small are faster on one core
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
     assert envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP, "NEXT_STEP"
-    obs_space, action_space = envs.single_observation_space, envs.single_action_space
-    agent = ActorCritic(obs_space, action_space, config.hidden_size)
-    path = config.demo or Path(__file__).with_name("demos") / f"{envs.spec.id}.npz"
-    demo = load_demonstrations(path, obs_space, action_space)
+    spaces = envs.single_observation_space, envs.single_action_space
+    agent = ActorCritic(*spaces, config.hidden_size)
+    demo = load_demonstrations(config.demo.format(envs.spec.id), *spaces)
     discriminator = Discriminator(demo, config.hidden_size)
-    optimizer = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # faster
-    optimizer.add_param_group({
+    adam = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # faster
+    adam.add_param_group({
         "params": discriminator.parameters(), "lr": config.discriminator_learning_rate})
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
     value_loss = entropy = d_loss = torch.tensor(torch.nan)  # for rows
@@ -189,9 +177,8 @@ def main(config=Config(), report=show):
                 return agent
 
         # Act and store, always from fresh starts: long episodes would bring few of them.
-        rollout = []
         obs = np.array(envs.reset(seed=config.seed + step)[0])
-        done = np.zeros(config.num_envs, bool)
+        rollout, done = [], np.zeros(config.num_envs, bool)
         for _ in range(config.num_steps):
             action = agent.policy(torch.as_tensor(obs, dtype=torch.float32)).sample().numpy()
             next_obs, reward, terminated, truncated, _ = envs.step(agent.to_env(action))
@@ -200,24 +187,19 @@ def main(config=Config(), report=show):
             rollout.append([torch.tensor(array, dtype=torch.float32) for array in arrays])
             obs = np.array(next_obs)  # a copy: some environments reuse their arrays
 
-        # Learn. The imitation reward of a rollout comes from D before D learns from it.
-        reward_lambda = config.reward_lambda * (1 - step / config.total_timesteps)
-        batch = make_batch(rollout, agent, discriminator, reward_lambda, config)
-        for _ in range(config.update_epochs):
+        batch = make_batch(rollout, agent, discriminator, step / config.total_timesteps, config)
+        for _ in range(config.update_epochs):  # Learn.
             for index in torch.randperm(len(batch[0])).chunk(config.num_minibatches):
                 mb_obs, action, pair, old_log_prob, advantage, target = (x[index] for x in batch)
-                if len(index) > 1:  # one alone has no deviation
-                    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-                policy = agent.policy(mb_obs)
-                log_prob, entropy = policy.log_prob(action), policy.entropy().mean()
-                pi_loss = clipped_surrogate(log_prob, old_log_prob, advantage, config.clip_coef)
+                pi = agent.policy(mb_obs)
+                log_prob, entropy = pi.log_prob(action).sum(-1), pi.entropy().sum(-1).mean()
+                pi_loss = clipped_surrogate(log_prob, old_log_prob, advantage, clip_coef=0.2)
                 value_loss = nn.functional.mse_loss(agent.critic(mb_obs).squeeze(-1), target)
                 demo_pair = demo[torch.randint(len(demo), (len(index),))]
                 d_loss = discriminator_loss(discriminator(pair), discriminator(demo_pair))
-                optimizer.zero_grad()
+                adam.zero_grad()
                 (pi_loss + value_loss + d_loss).backward()
-                nn.utils.clip_grad_norm_(agent.parameters(), 0.5)  # shorten a long gradient
-                optimizer.step()
+                adam.step()
 
 
 if __name__ == "__main__":

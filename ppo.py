@@ -14,8 +14,7 @@ from torch.distributions import Categorical, Independent, Normal
 
 
 @dataclass(frozen=True)
-class Config:
-    """Every setting. Each is also a flag: `python ppo.py --gamma 0.9`."""
+class Config:  # every setting is also a flag: `python ppo.py --gamma 0.9`
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:id; Discrete or bounded Box actions
     seed: int = 1  # seeds weights, environments, actions and minibatches
     save: str = ""  # file for weights and settings, written at each evaluation
@@ -24,7 +23,7 @@ class Config:
     eval_episodes: int = 20  # greedy episodes per evaluation
     num_envs: int = 16  # N, environments side by side
     num_steps: int = 64  # T, steps of each environment per rollout
-    hidden_size: int = 64  # units in each of the two hidden layers
+    hidden_size: int = 64  # units in each hidden layer
     learning_rate: float = 1e-3  # step size of Adam
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # 0 gives one-step advantages, 1 gives whole returns
@@ -81,7 +80,7 @@ def gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
 
 @torch.no_grad()
 def make_batch(rollout, agent, config):
-    """Turn T lists of tensors (N, ...) into obs, action, log_prob, advantage, target (B, ...)."""
+    """Turn T lists of tensors (N, ...) into what is learned from, tensors (B, ...)."""
     obs, action, reward, next_obs, terminated, done, reset = map(torch.stack, zip(*rollout))
     log_prob = agent.policy(obs).log_prob(action)  # of the policy that acted
     value, next_value = agent.critic(obs).squeeze(-1), agent.critic(next_obs).squeeze(-1)
@@ -121,9 +120,9 @@ def main(config=Config(), report=show):
     torch.set_num_threads(1)  # networks this small are faster on one core
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
     assert envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP, "NEXT_STEP"
-    obs_space, action_space = envs.single_observation_space, envs.single_action_space
-    agent = ActorCritic(obs_space, action_space, config.hidden_size)
-    optimizer = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # faster
+    spaces = envs.single_observation_space, envs.single_action_space
+    agent = ActorCritic(*spaces, config.hidden_size)
+    adam = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # faster
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
     obs, done = np.array(envs.reset(seed=config.seed)[0]), np.zeros(config.num_envs, bool)
     value_loss = entropy = torch.tensor(torch.nan)  # before the first step
@@ -156,20 +155,19 @@ def main(config=Config(), report=show):
             rollout.append([torch.tensor(array, dtype=torch.float32) for array in arrays])
             obs = np.array(next_obs)  # a copy: some environments reuse their arrays
 
-        batch = make_batch(rollout, agent, config)  # Learn.
-        for _ in range(config.update_epochs):
+        batch = make_batch(rollout, agent, config)
+        for _ in range(config.update_epochs):  # Learn.
             for index in torch.randperm(len(batch[0])).chunk(config.num_minibatches):
                 mb_obs, action, old_log_prob, advantage, target = (x[index] for x in batch)
-                if len(index) > 1:  # one alone has no deviation
-                    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-                policy = agent.policy(mb_obs)
-                log_prob, entropy = policy.log_prob(action), policy.entropy().mean()
+                advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+                pi = agent.policy(mb_obs)
+                log_prob, entropy = pi.log_prob(action), pi.entropy().mean()
                 pi_loss = clipped_surrogate(log_prob, old_log_prob, advantage, config.clip_coef)
                 value_loss = nn.functional.mse_loss(agent.critic(mb_obs).squeeze(-1), target)
-                optimizer.zero_grad()
+                adam.zero_grad()
                 (pi_loss + value_loss - config.ent_coef * entropy).backward()
                 nn.utils.clip_grad_norm_(agent.parameters(), 0.5)  # shorten a long gradient
-                optimizer.step()
+                adam.step()
 
 
 if __name__ == "__main__":

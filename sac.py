@@ -17,8 +17,7 @@ Batch = namedtuple("Batch", "obs action reward next_obs terminated")  # of trans
 
 
 @dataclass(frozen=True)
-class Config:
-    """Every setting. Each is also a flag: `python sac.py --gamma 0.9`."""
+class Config:  # every setting is also a flag: `python sac.py --gamma 0.9`
     env_id: str = "demos.pendulums:InvertedDoublePendulumPyBulletSparseEnv-v0"  # Gymnasium id
     seed: int = 1  # seeds weights, environments, actions and replay
     save: str = ""  # file for weights and settings, written at each evaluation
@@ -26,8 +25,7 @@ class Config:
     eval_frequency: int = 5_000  # environment steps between evaluations
     eval_episodes: int = 20  # greedy episodes per evaluation
     num_envs: int = 4  # environments side by side; each steps once per gradient step
-    restart_frequency: int = 1_000  # environment steps between fresh starts of all environments
-    hidden_size: int = 64  # units in each of the two hidden layers
+    hidden_size: int = 64  # units in each hidden layer
     learning_rate: float = 3e-3  # step size of Adam, for actor, critics and temperature
     gamma: float = 0.995  # discount factor
     reward_scale: float = 0.1  # rewards are multiplied by this before learning
@@ -81,7 +79,7 @@ class Critics(nn.ModuleList):
 
 
 class ReplayBuffer(list):
-    """All transitions so far, each a tuple in the order of Batch."""
+    """Transitions, each a tuple in the order of Batch."""
     def sample(self, batch_size):
         """Draw a Batch of tensors (B, ...), uniformly and with replacement."""
         rows = [self[i] for i in np.random.randint(len(self), size=batch_size)]
@@ -141,7 +139,7 @@ def main(config=Config(), report=show):
     q_adam = torch.optim.Adam(critics.parameters(), config.learning_rate, fused=True)
     pi_adam = torch.optim.Adam([*agent.parameters(), log_alpha], config.learning_rate, fused=True)
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
-    done = np.zeros(config.num_envs, bool)
+    obs, done = np.array(envs.reset(seed=config.seed)[0]), np.zeros(config.num_envs, bool)
     buffer, q_loss = ReplayBuffer(), torch.tensor(torch.nan)  # none before the first step
 
     for step in range(0, config.total_timesteps + config.num_envs, config.num_envs):
@@ -161,9 +159,7 @@ def main(config=Config(), report=show):
                 print(f"{verdict} in {step} steps: mean return {returns.mean():.4g}")
                 return agent
 
-        # Act: draw from the policy. All restart at times: long episodes would bring few starts.
-        if step % config.restart_frequency < config.num_envs:
-            obs, done[:] = np.array(envs.reset(seed=config.seed + step)[0]), False
+        # Act: draw from the policy.
         action = agent.sample(torch.as_tensor(obs, dtype=torch.float32))[0].detach().numpy()
         next_obs, reward, terminated, truncated, _ = envs.step(agent.to_env(action))
 

@@ -66,7 +66,7 @@ def no_ending(main, config, report):
 
 
 def no_fading(make_batch, *args):
-    return make_batch(*args[:3], args[-1].reward_lambda, args[-1])
+    return make_batch(*args[:3], 0.0, args[-1])  # it is always the beginning
 
 
 def random_demonstrations(load_demonstrations, *_):
@@ -167,7 +167,7 @@ def fingerprint(experiment):
     else:
         code.append(experiment["script"].read_text("utf-8"))
         if hasattr(config, "demo"):
-            demo = ROOT / (config.demo or f"demos/{config.env_id.split(':')[-1]}.npz")
+            demo = ROOT / config.demo.format(config.env_id.split(":")[-1])
             if demo.is_file():  # a change may make its own
                 facts.append(demo.read_bytes())
     if config.env_id.startswith("demos.pendulums:"):

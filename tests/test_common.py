@@ -18,10 +18,9 @@ from tiny import SCRIPTS, TOP, demonstrations, network, spy, tiny, train, weight
 COLUMNS = {"dqn": "td_loss epsilon", "ppo": "value_loss entropy", "sac": "critic_loss alpha",
            "pofd": "value_loss entropy discriminator_loss"}
 LEARN = dict(total_timesteps=2_048, eval_frequency=2_048, batch_size=64, buffer_size=1_000,
-             hidden_size=32, learning_rate=1e-2, tau=0.05, reward_lambda=0.0)
+             hidden_size=32, learning_rate=1e-2, tau=0.05, update_epochs=10, reward_lambda=0.0)
 LINES = {"dqn.py": 165, "ppo.py": 180, "sac.py": 195, "pofd.py": 210, "demos/*.py": 800,
          "tests/*.py": 1_700, "README.md": 150, "dqn.py ppo.py sac.py pofd.py": 737}
-TOO_LONG = "pofd.py", "dqn.py ppo.py sac.py pofd.py"  # known; take out what fits by now
 
 
 @pytest.fixture(params=SCRIPTS)
@@ -58,11 +57,13 @@ def test_command_takes_each_setting_as_a_flag_and_saves_the_agent_that_main_give
 
 
 def test_every_setting_changes_the_outcome(script):
-    outcome = weights(train(script, "Lengths")[0])
-    assert outcome == weights(train(script, "Lengths")[0])
+    def outcome(**settings):
+        agent, rows = train(script, "Lengths", **settings)
+        return weights(agent), repr(rows)
+    assert outcome() == outcome()
     for name, value in changed(tiny(script)[1]).items():
         if name not in ("save", "eval_frequency", "eval_episodes"):
-            assert outcome != weights(train(script, "Lengths", **{name: value})[0]), name
+            assert outcome() != outcome(**{name: value}), name
 
 
 @pytest.mark.parametrize("frequency, total, steps", [
@@ -73,7 +74,8 @@ def test_there_is_a_row_at_step_0_then_at_each_eval_frequency_and_at_the_end(
     spy(monkeypatch, gym, "make_vec", lambda envs, *_: opened.append(envs))
     _, rows = train(script, eval_frequency=frequency, total_timesteps=total)
     assert [row["step"] for row in rows] == steps
-    assert len(opened) == 1 + len(steps) and all(envs.closed for envs in opened)
+    judged = script == "dqn"  # its best agent, by 100 more episodes
+    assert len(opened) == 1 + len(steps) + judged and all(envs.closed for envs in opened)
 
 
 def test_a_row_is_a_dict_of_plain_numbers_and_nan_before_learning(script):
@@ -116,6 +118,8 @@ def test_solved_is_what_99_percent_of_a_rows_episodes_reach_and_of_100_others(
     monkeypatch.setattr(module, "evaluate", evaluate)
     monkeypatch.setattr(gym.spec(config.env_id.split(":")[1]), "reward_threshold", threshold)
     train(script, eval_episodes=20)
+    if script == "dqn" and few == 19:  # at the end its best agent is judged by 100 others as well
+        closing = closing.replace("not solved", "solved").replace("1.5", "1.9")
     assert re.match(closing, capsys.readouterr().out)
     assert len(set(seeds)) == len(seeds), "no episode is seen twice"
 
@@ -175,19 +179,9 @@ def test_training_episodes_have_the_environments_own_time_limit(script, limit, m
     ends = []
     spy(monkeypatch, gym.vector.SyncVectorEnv, "step", lambda result, *_: ends.append(result[3]))
     monkeypatch.setattr(tiny(script)[0], "evaluate", lambda *_: np.zeros(1))
-    settings = dict(num_steps=limit + 10, restart_frequency=10_000)
-    train(script, f"Limit{limit}", total_timesteps=4 * (limit + 10), **settings)
+    train(script, f"Limit{limit}", total_timesteps=4 * (limit + 10), num_steps=limit + 10)
     steps = np.flatnonzero(np.stack(ends)[:, 0])  # an episode, then a step that only resets
     assert steps.tolist() == list(range(limit - 1, len(ends), limit + 1))
-
-
-@pytest.mark.parametrize("script", ["pofd", "sac"])
-def test_environments_without_an_end_start_afresh_here_after_16_steps(script, monkeypatch):
-    seen = []
-    spy(monkeypatch, gym.vector.SyncVectorEnv, "step", lambda result, *_: seen.append(result[0]))
-    monkeypatch.setattr(tiny(script)[0], "evaluate", lambda *_: np.zeros(1))
-    train(script, "Endless")
-    assert np.stack(seen)[:, :, 0].tolist() == [[step] * 4 for step in [*range(1, 17)] * 4]
 
 
 @pytest.mark.parametrize("name, other, scale", [
@@ -285,9 +279,7 @@ def test_a_script_imports_only_what_pip_installs_and_names_its_licence(script):
 
 
 @pytest.mark.parametrize("names, most", LINES.items())
-def test_files_are_short(names, most, request):
-    if names in TOO_LONG:
-        request.applymarker(pytest.mark.xfail(strict=True))
+def test_files_are_short(names, most):
     paths = [path for name in names.split() for path in TOP.glob(name)]
     lines = sum(path.read_text(encoding="utf-8").count("\n") for path in paths)
     assert 0 < lines <= most, f"{names}: {lines} lines of {most}, take out a feature, not the air"

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import dqn
-from tiny import spy, train
+from tiny import spy, train, weights
 
 
 def test_td_loss_by_hand():
@@ -43,3 +43,13 @@ def test_epsilon_is_the_probability_of_a_random_action(monkeypatch):
     other = np.array([action for action in actions if len(action) == 8]) == 0  # (250, 8)
     both = other[:, 1:] & other[:, :-1]  # each environment draws its own
     assert (other.mean(), both.mean()) == pytest.approx((0.3 / 2, (0.3 / 2)**2), abs=0.02)
+
+
+def test_the_best_agent_by_its_rows_is_saved_and_given(monkeypatch, tmp_path):
+    returns, seen, save = iter([1, 5, 3, 5, 2, 0]), [], str(tmp_path / "agent.pt")
+    monkeypatch.setattr(dqn, "evaluate", lambda agent, *_: (
+        seen.append(weights(agent)) or np.full(20, next(returns))))
+    agent, _ = train("dqn", total_timesteps=512, save=save)
+    assert weights(agent) == seen[3] == seen[5], "of two equal ones the later, and it is judged"
+    saved = torch.load(save)["weights"]
+    assert all(torch.equal(saved[name], value) for name, value in agent.state_dict().items())

@@ -9,12 +9,12 @@ from tiny import SCRIPTS, TOP
 
 GAE = "    return advantage\n"
 SURROGATE = "torch.min(ratio * advantage, clipped_ratio * advantage)"
-SOFTPLUS = "softplus(-logits.detach())"
+LOG = "-nn.LogSigmoid()(logits.detach())"
 
 RIGHT = [  # script, what stands there, what may stand there as well
     ("ppo", SURROGATE, "torch.where(advantage > 0, ratio.clamp(max=1 + clip_coef) * advantage,"
      "ratio.clamp(min=1 - clip_coef) * advantage)"),
-    ("pofd", SOFTPLUS, "logsigmoid(logits).detach().neg()"),
+    ("pofd", LOG, "nn.functional.softplus(-logits).detach()"),
     ("sac", "u = gaussian.rsample()", "u = mean + gaussian.stddev * torch.randn_like(mean)"),
     ("sac", "(log_prob.detach() + target_entropy).mean()",
      "log_prob.detach().mean() - log_alpha.exp() * target_entropy")]
@@ -26,8 +26,8 @@ WRONG = [  # script, what stands there, a mistake, the case that shows it, what 
     ("ppo", GAE, "    while True:\n        t = 0\n", "one step", "takes more than 3 seconds"),
     ("ppo", GAE, "    exit()\n", "one step", "it ends the program"),
     ("ppo", "1 - clip_coef, 1 + clip_coef", "0.8, 1.2", "ratio 1.5, advantage 2, cl", "loss: exp"),
-    ("pofd", SOFTPLUS, "softplus(-logits)", "D is undecided", "gradient of logits: expected None"),
-    ("pofd", SOFTPLUS, "sigmoid(logits.detach()).log().neg()", "D is sure", "got tensor([inf])"),
+    ("pofd", LOG, "-nn.LogSigmoid()(logits)", "D is undecided", "gradient of logits: exp"),
+    ("pofd", LOG, "-logits.detach().sigmoid().log()", "D is sure", "got tensor([inf])"),
     ("sac", "return u.tanh(), ", "return ", "mean 0.5", "number of results: expected 2, got 1"),
     ("sac", "u = gaussian.rsample()", "u = gaussian.sample()", "mean 0.5", "gradient of self"),
     ("sac", ".clamp(-5, 2)", "", "log std 3", "log_prob: expected"),

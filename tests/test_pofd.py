@@ -1,7 +1,9 @@
 """POfD: what its discriminator learns, sees and pays, and its demonstrations. See test_ppo.py."""
+import dataclasses
 import re
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -37,12 +39,13 @@ def test_reward_is_the_environments_and_lambda_times_the_discriminators():
     rollout = [[torch.tensor(x, dtype=torch.float32) for x in (
         [[t, 1]], [[raw]], [10 * t], [[t + 1, 1]], [True], [True], [t == 1])]
         for t, raw in enumerate([-0.5, 0, 2])]
-    batch = pofd.make_batch(rollout, agent, lambda pair: pair[..., 2] - 15, 3.0, config)
+    config = dataclasses.replace(config, reward_lambda=6.0)
+    batch = pofd.make_batch(rollout, agent, lambda pair: pair[..., 2] - 15, 0.5, config)
     obs, action, pair, log_prob, _, target = batch
     assert pair.tolist() == [[0, 1, 12.5], [2, 1, 20]]
     by_hand = [3 * np.log(1 + np.exp(2.5)), 20 + 3 * np.log(1 + np.exp(-5))]  # -log sigmoid(x)
     assert target.tolist() == pytest.approx(by_hand)
-    assert torch.allclose(log_prob, agent.policy(obs).log_prob(action))
+    assert torch.allclose(log_prob, agent.policy(obs).log_prob(action)[:, 0])
 
 
 def test_discriminator_learns_from_executed_actions_and_demonstrations(monkeypatch):
@@ -55,7 +58,7 @@ def test_discriminator_learns_from_executed_actions_and_demonstrations(monkeypat
     agent_pairs, demo_pairs = (torch.cat([seen[x] for x in logits]) for logits in zip(*losses))
     assert {*agent_pairs[:, 0].tolist()} == {0, 1}, "observations of the probe"
     assert agent_pairs[:, 2].aminmax() == (10, 20)
-    assert demo_pairs[:, 2].aminmax() == (10, 12)
+    assert demo_pairs[:, 2].aminmax() == (5, 12)
 
 
 @pytest.mark.parametrize("rows, std", [(50, 2.0), (50, 0.0), (50, 1e-4), (1, 2.0)])
@@ -65,7 +68,7 @@ def test_discriminator_sees_pairs_on_the_demonstrations_scale_but_not_blown_up(
     discriminator = pofd.Discriminator(demo, 16)
     spy(monkeypatch, torch.nn.Linear, "forward", lambda _, __, pair: seen.append(pair))
     assert discriminator(demo).shape == discriminator(demo + 1_000).shape == (rows,)
-    near, _, _, far, _, _ = seen  # each goes through three layers
+    near, _, far, _ = seen  # each goes through two layers
     assert far.abs().max() <= 20 and near.mean(0).tolist() == pytest.approx([0] * 3, abs=0.01)
     assert rows == 1 or std < 2 or near.std(0).tolist() == pytest.approx([1] * 3, abs=0.05)
 
@@ -79,35 +82,45 @@ def test_reward_is_read_before_the_discriminator_learns_to_tell_both_apart(monke
     assert rows[-1]["discriminator_loss"] < 0.7 < 2 * np.log(2), "less than by guessing"
 
 
-MISFITS = {
-    "observations": [np.zeros((50, 3)), np.zeros((0, 2)), np.full((50, 2), np.nan), None],
-    "actions": [np.zeros(50), np.zeros((50, 2)), np.zeros((49, 1)), np.full((50, 1), np.inf)],
-    "demo.npz": [b"\x89HDF\r\n\x1a\n\0\0", b"\x93NUMPY\1\0v\0", b"obs,action\n1,2\n", b"",
-                 Path(demonstrations()).read_bytes()[:500], None]}
+MISFITS = [
+    ("observations", np.zeros((50, 3))), ("observations", np.zeros((0, 2))),
+    ("observations", np.full((50, 2), np.nan)), ("observations", None),
+    ("actions", np.zeros(50)), ("actions", np.zeros((50, 2))), ("actions", None),
+    ("actions", np.full((50, 1), np.inf)), ("actions", np.zeros((0, 1))),
+    ("actions", np.zeros((49, 1)))]
 
 
-@pytest.mark.parametrize("named, content", [(key, x) for key in MISFITS for x in MISFITS[key]])
-def test_demonstrations_that_do_not_fit_are_refused_by_name(named, content, tmp_path, monkeypatch):
-    path = tmp_path / "demo.npz"
-    if named != "demo.npz":
-        path = demonstrations(**{named: content})
-    elif content is not None:
-        path.write_bytes(content)
+@pytest.mark.parametrize("key, array", MISFITS)
+def test_demonstrations_that_do_not_fit_are_refused_by_name(key, array, monkeypatch):
     monkeypatch.setattr(pofd, "make_batch", lambda *_: pytest.fail("training started"))
-    with pytest.raises(Exception) as error:
-        train("pofd", demo=str(path))
-    sentence, = str(error.value).splitlines()
-    assert named in sentence
+    with pytest.raises(Exception, match=f"{key}|size 49") as error:
+        train("pofd", demo=demonstrations(**{key: array}))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["demo.hdf5", "demo.npy", "demo.csv", "missing.npz"])
+def test_other_files_are_refused_by_name(name, tmp_path):
+    (tmp_path / name.replace("missing", "other")).write_bytes(b"\x89HDF\r\n\x1a\n\0\0")
+    with pytest.raises(Exception, match=name):
+        train("pofd", demo=str(tmp_path / name))
 
 
 def test_demonstrations_are_looked_for_beside_the_script():
     wanted = Path(pofd.__file__).with_name("demos") / "ByActionsBox-v0.npz"
-    with pytest.raises(Exception, match=re.escape(str(wanted))):
-        train("pofd", demo="")
+    with pytest.raises(FileNotFoundError, match=re.escape(str(wanted))):
+        train("pofd", demo=pofd.Config.demo)
 
 
 def test_imitation_reward_fades(monkeypatch):
-    weights = []
-    spy(monkeypatch, pofd, "make_batch", lambda *args: weights.append(args[-2]))
-    train("pofd", reward_lambda=0.4)
-    assert weights == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    shares = []
+    spy(monkeypatch, pofd, "make_batch", lambda *args: shares.append(args[-2]))
+    train("pofd")
+    assert shares == pytest.approx([0, 0.25, 0.5, 0.75])
+
+
+def test_rollouts_begin_with_fresh_starts(monkeypatch):
+    seen = []
+    spy(monkeypatch, gym.vector.SyncVectorEnv, "step", lambda result, *_: seen.append(result[0]))
+    monkeypatch.setattr(pofd, "evaluate", lambda *_: np.zeros(1))
+    train("pofd", "Endless")
+    assert np.stack(seen)[:, :, 0].tolist() == [[step] * 4 for step in [*range(1, 17)] * 4]
