@@ -67,8 +67,7 @@ FLAT, ACTIONS = Box(-1, 1, (2,)), {"": Discrete(2), "Box": Box(-1, 1, (1,))}
 FAR, TWO = Box(10, 20, (1,)), Box(np.float32([-1, 10]), np.float32([1, 20]))
 PROBES = {
     "ByActions": dict(pays="action", length=4, ends="truncated"),
-    "Ahead": dict(length=3),
-    "Both": dict(length=3, ends="both"),
+    "Ahead": dict(length=3), "Both": dict(length=3, ends="both"),
     "Truncated": dict(pays="step", length=4, ends="truncated"),
     "Endless": dict(pays="step", length=np.inf),
     "Lengths": dict(pays="step", ends="any"),

@@ -141,7 +141,7 @@ def test_runs_at_the_same_time_may_save_to_one_file(script, tmp_path):
 
 @pytest.mark.parametrize("script, part, space", [
     *((script, "action_space", space) for script in SCRIPTS for space in [
-        Box(-1, 1, ()), Box(-1, 1, (1, 3)), Box(-1, 1, (2, 2)), Box(-np.inf, np.inf, (1,)),
+        *(Box(-1, 1, shape) for shape in [(), (1, 3), (2, 2)]), Box(-np.inf, np.inf, (1,)),
         Box(0, np.inf, (2,)), MultiBinary(3), MultiDiscrete([2, 3])]),
     ("dqn", "action_space", Box(-1, 1, (1,))), ("dqn", "action_space", Discrete(2, start=1)),
     *((script, "action_space", Discrete(2)) for script in ("pofd", "sac")),
@@ -208,8 +208,7 @@ def test_the_reset_step_is_never_learned_from_and_only_termination_cuts(script, 
         spy(monkeypatch, module.ReplayBuffer, "sample", lambda batch, *_: (
             kept.append(batch.obs), parts.append((batch.obs, batch.next_obs, batch.terminated))))
     else:
-        spy(monkeypatch, module, "make_batch", lambda batch, rollout, *_: (
-            kept.append(batch[0]),
+        spy(monkeypatch, module, "make_batch", lambda batch, rollout, *_: (kept.append(batch[0]),
             parts.extend((row[0], row[-4], row[-3]) for row in rollout if not row[-1].any())))
     train(script, "Both", total_timesteps=320)
     assert set(np.concatenate(kept)[:, 0]) == {0, 1, 2}
@@ -250,8 +249,7 @@ def test_values_are_learned(script, name, values, monkeypatch):
 
 
 @pytest.mark.parametrize("script, name, best", [
-    ("dqn", "ByActions", 4), ("ppo", "ByActions", 4),
-    *((script, "FarBox", 0) for script in SCRIPTS[1:])])
+    ("dqn", "ByActions", 4), ("ppo", "ByActions", 4), *((x, "FarBox", 0) for x in SCRIPTS[1:])])
 def test_best_action_is_found_also_where_the_bounds_are_far_from_zero(script, name, best):
     _, rows = train(script, env_id=f"probes:{name}-v0", **LEARN)
     assert rows[-1]["return"] >= best - 2

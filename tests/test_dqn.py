@@ -51,5 +51,4 @@ def test_the_best_agent_by_its_rows_is_saved_and_given(monkeypatch, tmp_path):
         seen.append(weights(agent)) or np.full(20, next(returns))))
     agent, _ = train("dqn", total_timesteps=512, save=save)
     assert weights(agent) == seen[3] == seen[5], "of two equal ones the later, and it is judged"
-    saved = torch.load(save)["weights"]
-    assert all(torch.equal(saved[name], value) for name, value in agent.state_dict().items())
+    assert str(torch.load(save)["weights"]) == str(agent.state_dict())

@@ -29,15 +29,15 @@ def row(seed, mean=500.0, steps=1000, cpu=4.0, **fields):
 def test_command_says_what_is_missing_or_stale_and_makes_it(results, monkeypatch, capsys):
     made = []
     monkeypatch.setattr(benchmark, "make", lambda runs, processes: made.extend(runs))
-    old = [row(3402, fingerprint="old"), row(3403, fingerprint="old")]
-    results(row(3401), *old, row(3403))  # of 3403 the newer row counts
-    benchmark.main(["--only", "tasks: dqn", "--seeds", "3401-3404"])
-    assert made == [(DQN, 3404), (DQN, 3402)]
+    old = [row(3602, fingerprint="old"), row(3603, fingerprint="old")]
+    results(row(3601), *old, row(3603))  # of 3603 the newer row counts
+    benchmark.main(["--only", "tasks: dqn", "--seeds", "3601-3604"])
+    assert made == [(DQN, 3604), (DQN, 3602)]
     assert capsys.readouterr().out == "1 runs are missing, 1 are stale\n"
 
 
 def test_report_refuses_stale_runs_and_names_them_in_one_line(results):
-    results(row(3401, fingerprint="old"))
+    results(row(3601, fingerprint="old"))
     with pytest.raises(SystemExit, match="^1 runs are stale.*: dqn/CartPole-v1$"):
         benchmark.main(["--report"])
 
@@ -60,8 +60,8 @@ def test_published_tables_are_those_of_the_runs():
 def test_a_task_and_below_it_what_is_different_each_solved_if_the_mean_reaches_the_goal(
         results, tmp_path):
     different = f"{DQN['run']}, no replay"
-    results(row(3401, 9, 160_000, table="break it", run=different),
-            row(3401, 500, 20_000, 3.2), row(3402, 475, 40_000), row(3403, 474.9, 160_000, 9))
+    results(row(3601, 9, 160_000, table="break it", run=different),
+            row(3601, 500, 20_000, 3.2), row(3602, 475, 40_000), row(3603, 474.9, 160_000, 9))
     task, broken = benchmark.table("break it")
     assert broken == {"run": different, "solved": "0 of 1", "return": "9", "steps": "160,000",
                       "CPU s": "4"}

@@ -1,5 +1,4 @@
 """POfD: what its discriminator learns, sees and pays, and its demonstrations. See test_ppo.py."""
-import dataclasses
 import re
 from pathlib import Path
 
@@ -35,11 +34,10 @@ def test_imitation_reward_is_minus_log_d():
 def test_reward_is_the_environments_and_lambda_times_the_discriminators():
     """Of three steps the second only resets. All terminate, so that the target is the reward.
     The bounds are [10, 20], and the raw actions -0.5 and 2 are executed as 12.5 and 20."""
-    agent, config = network("pofd", probes.FAR), tiny("pofd")[1]
-    rollout = [[torch.tensor(x, dtype=torch.float32) for x in (
-        [[t, 1]], [[raw]], [10 * t], [[t + 1, 1]], [True], [True], [t == 1])]
-        for t, raw in enumerate([-0.5, 0, 2])]
-    config = dataclasses.replace(config, reward_lambda=6.0)
+    agent, config = network("pofd", probes.FAR), tiny("pofd", reward_lambda=6.0)[1]
+    columns = [([[t, 1]], [[raw]], [10 * t], [[t + 1, 1]], [True], [True], [t == 1])
+               for t, raw in enumerate([-0.5, 0, 2])]
+    rollout = [[torch.tensor(x, dtype=torch.float32) for x in column] for column in columns]
     batch = pofd.make_batch(rollout, agent, lambda pair: pair[..., 2] - 15, 0.5, config)
     obs, action, pair, log_prob, _, target = batch
     assert pair.tolist() == [[0, 1, 12.5], [2, 1, 20]]
@@ -82,15 +80,12 @@ def test_reward_is_read_before_the_discriminator_learns_to_tell_both_apart(monke
     assert rows[-1]["discriminator_loss"] < 0.7 < 2 * np.log(2), "less than by guessing"
 
 
-MISFITS = [
-    ("observations", np.zeros((50, 3))), ("observations", np.zeros((0, 2))),
-    ("observations", np.full((50, 2), np.nan)), ("observations", None),
-    ("actions", np.zeros(50)), ("actions", np.zeros((50, 2))), ("actions", None),
-    ("actions", np.full((50, 1), np.inf)), ("actions", np.zeros((0, 1))),
-    ("actions", np.zeros((49, 1)))]
+MISFITS = {
+    "observations": [np.zeros((50, 3)), np.zeros((0, 2)), np.full((50, 2), np.nan), None],
+    "actions": [np.zeros(50), np.zeros((50, 2)), np.full((50, 1), np.inf), np.zeros((49, 1))]}
 
 
-@pytest.mark.parametrize("key, array", MISFITS)
+@pytest.mark.parametrize("key, array", [(key, x) for key in MISFITS for x in MISFITS[key]])
 def test_demonstrations_that_do_not_fit_are_refused_by_name(key, array, monkeypatch):
     monkeypatch.setattr(pofd, "make_batch", lambda *_: pytest.fail("training started"))
     with pytest.raises(Exception, match=f"{key}|size 49") as error:
