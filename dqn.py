@@ -33,7 +33,7 @@ class Config:  # every setting is also a flag: `python dqn.py --gamma 0.9`
     batch_size: int = 128  # transitions per gradient step
     tau: float = 0.1  # how far the target network moves per update; 1 copies the Q-network
     end_e: float = 0.05  # epsilon, the probability of a random action, falls from 1 to this
-    exploration_fraction: float = 0.1  # share of total_timesteps from epsilon 1 to 0
+    exploration_fraction: float = 0.1  # share of total_timesteps in which it would reach 0
 
 
 class QNetwork(nn.Sequential):
@@ -93,7 +93,7 @@ def show(row):
 
 def main(config=Config(), report=show):
     """Train an agent and return it. `report` gets a dict for each evaluation."""
-    np.random.seed(config.seed)  # for replay, and environments that draw from it
+    np.random.seed(config.seed)  # for replay, and whatever else draws from it
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)  # networks this small are faster on one core
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
@@ -119,7 +119,7 @@ def main(config=Config(), report=show):
             if config.save:
                 torch.save({"config": vars(config), "weights": best.state_dict()}, config.save)
             if np.mean(returns >= threshold) >= 0.99 or step >= config.total_timesteps:
-                returns = evaluate(best, config.env_id, 100, config.seed + step + 10**6)  # others
+                returns = evaluate(best, config.env_id, 100, config.seed + step + 10**6)  # fresh
             solved = np.mean(returns >= threshold) >= 0.99
             if solved or step >= config.total_timesteps:
                 envs.close()
@@ -132,7 +132,7 @@ def main(config=Config(), report=show):
         action = np.where(np.random.rand(config.num_envs) < epsilon, random_action, agent.act(obs))
         next_obs, reward, terminated, truncated, _ = envs.step(action)
 
-        # Store, without the steps that only reset: those after an episode's end (old `done`).
+        # Store, except steps that only reset: here `done` is still that of the step before.
         transitions = obs, action, config.reward_scale * reward, next_obs, terminated
         buffer.extend(zip(*(array[~done] for array in transitions)))
         del buffer[:-config.buffer_size]  # the oldest

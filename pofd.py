@@ -1,4 +1,4 @@
-"""POfD (Kang, Jie and Feng 2018, ICML): PPO that is also paid for looking like demonstrations.
+"""POfD, policy optimization from demonstrations (Kang et al. 2018, ICML): PPO, paid to imitate.
 
 `python pofd.py` swings up a sparse pendulum in a minute. It prints a row for each evaluation.
 env.step -> make_batch, imitation_reward -> gae -> clipped_surrogate, discriminator_loss -> Adam"""
@@ -70,7 +70,7 @@ class Discriminator(nn.Sequential):
     def __init__(self, demo, hidden_size):
         super().__init__(nn.Linear(len(demo.T), hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1))
         std, self.mean = torch.std_mean(demo, 0)
-        self.std = torch.where(std > 1e-3, std, 1.0)  # what hardly varies is not blown up
+        self.std = torch.where(std > 1e-3, std, 1.0)  # what hardly varies keeps its scale
 
     def forward(self, pair):
         return super().forward(((pair - self.mean) / self.std).clamp(-10, 10)).squeeze(-1)
@@ -117,7 +117,7 @@ def make_batch(rollout, agent, discriminator, progress, config):
 
 
 def clipped_surrogate(log_prob, old_log_prob, advantage, clip_coef):
-    """-E[min(ratio A, clip(ratio, 1 - c, 1 + c) A)] with ratio = pi / pi_old (eq. 7), a scalar."""
+    """-E[min(ratio A, clip(ratio, 1 - c, 1 + c) A)] with ratio = pi / pi_old (PPO's eq. 7)."""
     ratio = (log_prob - old_log_prob).exp()
     clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     return -torch.min(ratio * advantage, clipped_ratio * advantage).mean()
@@ -156,7 +156,7 @@ def main(config=Config(), report=show):
     adam.add_param_group({
         "params": discriminator.parameters(), "lr": config.discriminator_learning_rate})
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
-    value_loss = entropy = d_loss = torch.tensor(torch.nan)  # for rows
+    value_loss = entropy = d_loss = torch.tensor(torch.nan)  # before the first step
     rollout_size = config.num_envs * config.num_steps
 
     for step in range(0, config.total_timesteps + rollout_size, rollout_size):
@@ -188,7 +188,7 @@ def main(config=Config(), report=show):
             obs = np.array(next_obs)  # a copy: some environments reuse their arrays
 
         batch = make_batch(rollout, agent, discriminator, step / config.total_timesteps, config)
-        for _ in range(config.update_epochs):  # Learn.
+        for _ in range(config.update_epochs):  # Learn. Adam evens out the scale of advantages.
             for index in torch.randperm(len(batch[0])).chunk(config.num_minibatches):
                 mb_obs, action, pair, old_log_prob, advantage, target = (x[index] for x in batch)
                 pi = agent.policy(mb_obs)

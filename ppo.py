@@ -89,7 +89,7 @@ def make_batch(rollout, agent, config):
 
 
 def clipped_surrogate(log_prob, old_log_prob, advantage, clip_coef):
-    """-E[min(ratio A, clip(ratio, 1 - c, 1 + c) A)] with ratio = pi / pi_old (eq. 7), a scalar."""
+    """-E[min(ratio A, clip(ratio, 1 - c, 1 + c) A)] with ratio = pi / pi_old (PPO's eq. 7)."""
     ratio = (log_prob - old_log_prob).exp()
     clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     return -torch.min(ratio * advantage, clipped_ratio * advantage).mean()

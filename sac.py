@@ -126,7 +126,7 @@ def show(row):
 
 def main(config=Config(), report=show):
     """Train an agent and return it. `report` gets a dict for each evaluation."""
-    np.random.seed(config.seed)  # for replay, and environments that draw from it
+    np.random.seed(config.seed)  # for replay, and whatever else draws from it
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)  # networks this small are faster on one core
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
@@ -140,7 +140,7 @@ def main(config=Config(), report=show):
     pi_adam = torch.optim.Adam([*agent.parameters(), log_alpha], config.learning_rate, fused=True)
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
     obs, done = np.array(envs.reset(seed=config.seed)[0]), np.zeros(config.num_envs, bool)
-    buffer, q_loss = ReplayBuffer(), torch.tensor(torch.nan)  # none before the first step
+    buffer, q_loss = ReplayBuffer(), torch.tensor(torch.nan)  # no loss yet
 
     for step in range(0, config.total_timesteps + config.num_envs, config.num_envs):
         # Evaluate at the start, whenever eval_frequency steps have passed, and at the end.
@@ -159,16 +159,16 @@ def main(config=Config(), report=show):
                 print(f"{verdict} in {step} steps: mean return {returns.mean():.4g}")
                 return agent
 
-        # Act: draw from the policy.
+        # Act: draw from the policy, also at first.
         action = agent.sample(torch.as_tensor(obs, dtype=torch.float32))[0].detach().numpy()
         next_obs, reward, terminated, truncated, _ = envs.step(agent.to_env(action))
 
-        # Store, without the steps that only reset: those after an episode's end (old `done`).
+        # Store, except steps that only reset: here `done` is still that of the step before.
         transitions = obs, action, config.reward_scale * reward, next_obs, terminated
         buffer.extend(zip(*(array[~done] for array in transitions)))
         obs, done = np.array(next_obs), np.logical_or(terminated, truncated)  # both are copies
 
-        # Learn. Target entropy: -act_dim. zero_grad() drops what pi_loss left in the critics.
+        # Learn. Target entropy: -act_dim. zero_grad() drops what the last pi_loss left in critics.
         batch, alpha = buffer.sample(config.batch_size), log_alpha.detach().exp()
         q_loss = critic_loss(critics, target_critics, agent, batch, alpha, config.gamma)
         q_adam.zero_grad()
