@@ -114,8 +114,8 @@ def main(config=Config(), report=show):
             returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + step)
             report({"step": step, "return": returns.mean().item(),
                     "td_loss": q_loss.item(), "epsilon": epsilon})
-            if returns.mean() >= best_return:  # DQN often loses a good policy again: keep the best
-                best, best_return = copy.deepcopy(agent), returns.mean()
+            if returns.mean() >= best_return or np.mean(returns >= threshold) >= 0.99:  # the best
+                best, best_return = copy.deepcopy(agent), returns.mean()  # DQN may lose it again
             if config.save:
                 torch.save({"config": vars(config), "weights": best.state_dict()}, config.save)
             if np.mean(returns >= threshold) >= 0.99 or step >= config.total_timesteps:

@@ -29,7 +29,7 @@ class Config:  # every setting is also a flag: `python pofd.py --gamma 0.9`
     reward_scale: float = 0.1  # environment rewards are multiplied by this
     update_epochs: int = 10  # passes over each rollout
     num_minibatches: int = 8  # gradient steps per pass
-    demo: str = os.path.dirname(__file__) + "/demos/{}.npz"  # demonstrations; {} is the id
+    demo: str = os.path.dirname(os.path.realpath(__file__)) + "/demos/{}.npz"  # {} is the id
     reward_lambda: float = 0.1  # weight of the imitation reward; falls to 0 by total_timesteps
     discriminator_learning_rate: float = 1e-3  # 0: D stays near 0.5 for all pairs
 
@@ -93,7 +93,7 @@ def load_demonstrations(path, obs_space, action_space):
     for key, space in spaces.items():
         assert file[key].shape[1:] == space.shape, f"{path}: expected {key} n x {space.shape}"
         assert len(file[key]) and np.isfinite(file[key]).all(), f"{path}: {key} empty, nan or inf"
-    return torch.tensor(np.hstack([file[key] for key in spaces]), dtype=torch.float32)
+    return torch.Tensor(np.hstack([file[key].clip(x.low, x.high) for key, x in spaces.items()]))
 
 
 def gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
@@ -150,7 +150,7 @@ def main(config=Config(), report=show):
     assert envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP, "NEXT_STEP"
     spaces = envs.single_observation_space, envs.single_action_space
     agent = ActorCritic(*spaces, config.hidden_size)
-    demo = load_demonstrations(config.demo.format(envs.spec.id), *spaces)
+    demo = load_demonstrations(str(config.demo).replace("{}", envs.spec.id), *spaces)
     discriminator = Discriminator(demo, config.hidden_size)
     adam = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # faster
     adam.add_param_group({

@@ -167,7 +167,7 @@ def fingerprint(experiment):
     else:
         code.append(experiment["script"].read_text("utf-8"))
         if hasattr(config, "demo"):
-            demo = ROOT / config.demo.format(config.env_id.split(":")[-1])
+            demo = ROOT / config.demo.replace("{}", config.env_id.split(":")[-1])
             if demo.is_file():  # a change may make its own
                 facts.append(demo.read_bytes())
     if config.env_id.startswith("demos.pendulums:"):

@@ -56,7 +56,7 @@ def test_discriminator_learns_from_executed_actions_and_demonstrations(monkeypat
     agent_pairs, demo_pairs = (torch.cat([seen[x] for x in logits]) for logits in zip(*losses))
     assert {*agent_pairs[:, 0].tolist()} == {0, 1}, "observations of the probe"
     assert agent_pairs[:, 2].aminmax() == (10, 20)
-    assert demo_pairs[:, 2].aminmax() == (5, 12)
+    assert demo_pairs[:, 2].aminmax() == (10, 12)
 
 
 @pytest.mark.parametrize("rows, std", [(50, 2.0), (50, 0.0), (50, 1e-4), (1, 2.0)])
