@@ -69,8 +69,7 @@ PROBES = {
     "ByActions": dict(pays="action", length=4, ends="truncated"),
     "Ahead": dict(length=3), "Both": dict(length=3, ends="both"),
     "Truncated": dict(pays="step", length=4, ends="truncated"),
-    "Endless": dict(pays="step", length=np.inf),
-    "Lengths": dict(pays="step", ends="any"),
+    "Endless": dict(pays="step", length=np.inf), "Lengths": dict(pays="step", ends="any"),
     "Hundreds": dict(pays="step", ends="any", unit=100.0)}
 
 

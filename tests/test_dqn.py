@@ -46,9 +46,11 @@ def test_epsilon_is_the_probability_of_a_random_action(monkeypatch):
 
 
 def test_the_best_agent_by_its_rows_is_saved_and_given(monkeypatch, tmp_path):
-    returns, seen, save = iter([1, 5, 3, 5, 2, 0]), [], str(tmp_path / "agent.pt")
+    returns = iter([1, [9] * 19 + [0], 5, 3, 5, 3, 2, 0])  # 5 passes; 3 and 0 are 100 others
+    seen, save = [], str(tmp_path / "agent.pt")
+    monkeypatch.setattr(gym.spec("ByActions-v0"), "reward_threshold", 4)
     monkeypatch.setattr(dqn, "evaluate", lambda agent, *_: (
         seen.append(weights(agent)) or np.full(20, next(returns))))
     agent, _ = train("dqn", total_timesteps=512, save=save)
-    assert weights(agent) == seen[3] == seen[5], "of two equal ones the later, and it is judged"
+    assert weights(agent) == seen[4] == seen[5] == seen[7] != seen[2] == seen[3]
     assert str(torch.load(save)["weights"]) == str(agent.state_dict())
