@@ -1,8 +1,9 @@
 """Make the runs that tests/results.jsonl lacks: `python tests/benchmark.py`.
 
 experiments.jsonl says what is trained: a script on a task, or the same with something different.
-That may be settings, changes (functions below), or a peer (settings of Stable-Baselines3, which
-is then trained in place of the script). A run is solved if its mean return reaches the goal.
+That may be settings, changes (functions below; the first parameter of each is what it replaces),
+or a peer (settings of Stable-Baselines3, which is then trained in place of the script). A run is
+solved if its mean return reaches the goal.
 Each run is a process of its own. Stop it whenever you like: it goes on where it stopped.
 """
 import argparse
@@ -30,8 +31,6 @@ from demos.record import ROOT, SWING_UP, load_script, record, swing_up
 
 RESULTS = ROOT / "tests/results.jsonl"
 HOME = "dqn/CartPole-v1", "ppo/CartPole-v1", "pofd/swing-up", "sac/double"  # in README.md
-
-# The changes. What a change replaces in the script has the name of its first parameter.
 
 
 def no_failure(td_loss, q_network, target_network, batch, gamma):
