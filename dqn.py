@@ -98,12 +98,12 @@ def main(config=Config(), report=show):
     torch.set_num_threads(1)  # networks this small are faster on one core
     envs = gym.make_vec(config.env_id, num_envs=config.num_envs)
     assert envs.metadata.get("autoreset_mode") == gym.vector.AutoresetMode.NEXT_STEP, "NEXT_STEP"
-    agent = QNetwork(envs.single_observation_space, envs.single_action_space, config.hidden_size)
-    best, target_network = agent, copy.deepcopy(agent)
-    adam = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # faster
+    q_net = QNetwork(envs.single_observation_space, envs.single_action_space, config.hidden_size)
+    agent, best_return, target_net = q_net, -np.inf, copy.deepcopy(q_net)
+    adam = torch.optim.Adam(q_net.parameters(), config.learning_rate, fused=True)  # faster
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
     obs, done = np.array(envs.reset(seed=config.seed)[0]), np.zeros(config.num_envs, bool)
-    buffer, best_return, q_loss = ReplayBuffer(), -np.inf, torch.tensor(torch.nan)
+    buffer, q_loss = ReplayBuffer(), torch.tensor(torch.nan)  # no loss yet
 
     for step in range(0, config.total_timesteps + config.num_envs, config.num_envs):
         fall = step / max(1, config.exploration_fraction * config.total_timesteps)
@@ -111,25 +111,25 @@ def main(config=Config(), report=show):
 
         # Evaluate at the start, whenever eval_frequency steps have passed, and at the end.
         if step % config.eval_frequency < config.num_envs or step >= config.total_timesteps:
-            returns = evaluate(agent, config.env_id, config.eval_episodes, config.seed + step)
+            returns = evaluate(q_net, config.env_id, config.eval_episodes, config.seed + step)
             report({"step": step, "return": returns.mean().item(),
                     "td_loss": q_loss.item(), "epsilon": epsilon})
             if returns.mean() >= best_return or np.mean(returns >= threshold) >= 0.99:  # the best
-                best, best_return = copy.deepcopy(agent), returns.mean()  # DQN may lose it again
+                agent, best_return = copy.deepcopy(q_net), returns.mean()  # DQN may lose it again
             if config.save:
-                torch.save({"config": vars(config), "weights": best.state_dict()}, config.save)
+                torch.save({"config": vars(config), "weights": agent.state_dict()}, config.save)
             if np.mean(returns >= threshold) >= 0.99 or step >= config.total_timesteps:
-                returns = evaluate(best, config.env_id, 100, config.seed + step + 10**6)  # fresh
+                returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)
             solved = np.mean(returns >= threshold) >= 0.99
             if solved or step >= config.total_timesteps:
                 envs.close()
                 verdict = "solved" if solved else "not solved" if threshold < np.inf else "ended"
                 print(f"{verdict} in {step} steps: mean return {returns.mean():.4g}")
-                return best
+                return agent
 
         # Act: at random with probability epsilon, else greedily.
         random_action = np.random.randint(envs.single_action_space.n, size=config.num_envs)
-        action = np.where(np.random.rand(config.num_envs) < epsilon, random_action, agent.act(obs))
+        action = np.where(np.random.rand(config.num_envs) < epsilon, random_action, q_net.act(obs))
         next_obs, reward, terminated, truncated, _ = envs.step(action)
 
         # Store, except steps that only reset: here `done` is still that of the step before.
@@ -139,11 +139,11 @@ def main(config=Config(), report=show):
         obs, done = np.array(next_obs), np.logical_or(terminated, truncated)  # both are copies
 
         # Learn, then let the target network follow.
-        q_loss = td_loss(agent, target_network, buffer.sample(config.batch_size), config.gamma)
+        q_loss = td_loss(q_net, target_net, buffer.sample(config.batch_size), config.gamma)
         adam.zero_grad()
         q_loss.backward()
         adam.step()
-        for target, source in zip(target_network.parameters(), agent.parameters()):
+        for target, source in zip(target_net.parameters(), q_net.parameters()):
             target.data.lerp_(source.data, config.tau)
 
 

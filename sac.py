@@ -25,6 +25,7 @@ class Config:  # every setting is also a flag: `python sac.py --gamma 0.9`
     eval_frequency: int = 5_000  # environment steps between evaluations
     eval_episodes: int = 20  # greedy episodes per evaluation
     num_envs: int = 4  # environments side by side; each steps once per gradient step
+    restart_frequency: int = 1_000  # environment steps between fresh starts of all environments
     hidden_size: int = 64  # units in each hidden layer
     learning_rate: float = 3e-3  # step size of Adam, for actor, critics and temperature
     gamma: float = 0.995  # discount factor
@@ -139,7 +140,7 @@ def main(config=Config(), report=show):
     q_adam = torch.optim.Adam(critics.parameters(), config.learning_rate, fused=True)
     pi_adam = torch.optim.Adam([*agent.parameters(), log_alpha], config.learning_rate, fused=True)
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
-    obs, done = np.array(envs.reset(seed=config.seed)[0]), np.zeros(config.num_envs, bool)
+    done = np.zeros(config.num_envs, bool)
     buffer, q_loss = ReplayBuffer(), torch.tensor(torch.nan)  # no loss yet
 
     for step in range(0, config.total_timesteps + config.num_envs, config.num_envs):
@@ -159,7 +160,9 @@ def main(config=Config(), report=show):
                 print(f"{verdict} in {step} steps: mean return {returns.mean():.4g}")
                 return agent
 
-        # Act: draw from the policy, also at first.
+        # Act: draw from the policy. All restart at times: long episodes would bring few starts.
+        if step % config.restart_frequency < config.num_envs:
+            obs, done[:] = np.array(envs.reset(seed=config.seed + step)[0]), False
         action = agent.sample(torch.as_tensor(obs, dtype=torch.float32))[0].detach().numpy()
         next_obs, reward, terminated, truncated, _ = envs.step(agent.to_env(action))
 

@@ -179,9 +179,19 @@ def test_training_episodes_have_the_environments_own_time_limit(script, limit, m
     ends = []
     spy(monkeypatch, gym.vector.SyncVectorEnv, "step", lambda result, *_: ends.append(result[3]))
     monkeypatch.setattr(tiny(script)[0], "evaluate", lambda *_: np.zeros(1))
-    train(script, f"Limit{limit}", total_timesteps=4 * (limit + 10), num_steps=limit + 10)
+    settings = dict(total_timesteps=4 * (limit + 10), restart_frequency=10_000)
+    train(script, f"Limit{limit}", num_steps=limit + 10, **settings)
     steps = np.flatnonzero(np.stack(ends)[:, 0])  # an episode, then a step that only resets
     assert steps.tolist() == list(range(limit - 1, len(ends), limit + 1))
+
+
+@pytest.mark.parametrize("script", ["pofd", "sac"])
+def test_environments_without_an_end_start_afresh_here_after_16_steps(script, monkeypatch):
+    seen = []
+    spy(monkeypatch, gym.vector.SyncVectorEnv, "step", lambda result, *_: seen.append(result[0]))
+    monkeypatch.setattr(tiny(script)[0], "evaluate", lambda *_: np.zeros(1))
+    train(script, "Endless")
+    assert np.stack(seen)[:, :, 0].tolist() == [[step] * 4 for step in [*range(1, 17)] * 4]
 
 
 @pytest.mark.parametrize("name, other, scale", [

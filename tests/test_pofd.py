@@ -2,7 +2,6 @@
 import re
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -111,11 +110,3 @@ def test_imitation_reward_fades(monkeypatch):
     spy(monkeypatch, pofd, "make_batch", lambda *args: shares.append(args[-2]))
     train("pofd")
     assert shares == pytest.approx([0, 0.25, 0.5, 0.75])
-
-
-def test_rollouts_begin_with_fresh_starts(monkeypatch):
-    seen = []
-    spy(monkeypatch, gym.vector.SyncVectorEnv, "step", lambda result, *_: seen.append(result[0]))
-    monkeypatch.setattr(pofd, "evaluate", lambda *_: np.zeros(1))
-    train("pofd", "Endless")
-    assert np.stack(seen)[:, :, 0].tolist() == [[step] * 4 for step in [*range(1, 17)] * 4]

@@ -14,8 +14,8 @@ NETWORKS = {"dqn": "QNetwork", "ppo": "ActorCritic", "pofd": "ActorCritic", "sac
 FOLDER = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # of demonstrations
 SETTINGS = dict(
     total_timesteps=256, eval_frequency=128, eval_episodes=5, num_envs=4, hidden_size=16, tau=0.2,
-    learning_rate=2e-2, reward_scale=1.0, buffer_size=50, batch_size=16, end_e=0.4,
-    exploration_fraction=0.5, num_steps=16, update_epochs=3, num_minibatches=2)
+    learning_rate=2e-2, reward_scale=1.0, buffer_size=50, batch_size=16, end_e=0.4, num_steps=16,
+    exploration_fraction=0.5, update_epochs=3, num_minibatches=2, restart_frequency=64)
 
 
 def demonstrations(seed=0, **changes):
