@@ -74,8 +74,7 @@ def test_there_is_a_row_at_step_0_then_at_each_eval_frequency_and_at_the_end(
     spy(monkeypatch, gym, "make_vec", lambda envs, *_: opened.append(envs))
     _, rows = train(script, eval_frequency=frequency, total_timesteps=total)
     assert [row["step"] for row in rows] == steps
-    judged = script == "dqn"  # its best agent, by 100 more episodes
-    assert len(opened) == 1 + len(steps) + judged and all(envs.closed for envs in opened)
+    assert len(opened) == 1 + len(steps) + (script == "dqn") and all(x.closed for x in opened)
 
 
 def test_a_row_is_a_dict_of_plain_numbers_and_nan_before_learning(script):
