@@ -22,7 +22,7 @@ class Config:  # every setting is also a flag: `python ppo.py --gamma 0.9`
     eval_frequency: int = 4_096  # environment steps between evaluations
     eval_episodes: int = 20  # greedy episodes per evaluation
     num_envs: int = 16  # N, environments side by side
-    num_steps: int = 64  # T, steps of each environment per rollout
+    num_steps: int = 128  # T, steps of each environment per rollout
     hidden_size: int = 64  # units in each hidden layer
     learning_rate: float = 1e-3  # step size of Adam
     gamma: float = 0.99  # discount factor
