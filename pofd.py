@@ -29,7 +29,7 @@ class Config:  # every setting is also a flag: `python pofd.py --gamma 0.9`
     reward_scale: float = 0.1  # environment rewards are multiplied by this
     update_epochs: int = 10  # passes over each rollout
     num_minibatches: int = 8  # gradient steps per pass
-    demo: str = os.path.dirname(os.path.realpath(__file__)) + "/demos/{}.npz"  # {} is the id
+    demo: str = os.path.dirname(os.path.realpath(__file__)) + "/demos/{}.npz"  # .npz; {} is the id
     reward_lambda: float = 0.1  # weight of the imitation reward; falls to 0 by total_timesteps
     discriminator_learning_rate: float = 1e-3  # 0: D stays near 0.5 for all pairs
 
