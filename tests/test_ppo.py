@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import spy, tiny, train, weights
+from tiny import demonstrations, spy, tiny, train, weights
 
 pytestmark = pytest.mark.parametrize("script", ["ppo", "pofd"])
 
@@ -49,7 +49,8 @@ def test_ppo_shortens_long_gradients(script, monkeypatch):
 def test_ratio_is_one_on_the_first_minibatch_and_ppo_normalises_advantages(script, monkeypatch):
     calls = []
     spy(monkeypatch, tiny(script)[0], "clipped_surrogate", lambda _, *args: calls.append(args))
-    train(script, update_epochs=3, num_minibatches=2)
+    demo = demonstrations(actions=np.ones((50, 2)))
+    train(script, env_id="probes:TwoBox-v0", demo=demo, update_epochs=3, num_minibatches=2)
     assert len(calls) == 4 * 3 * 2
     for i, (log_prob, old_log_prob, advantage, *_) in enumerate(calls):
         off = advantage.mean().abs() + (advantage.std(correction=0) - 1).abs()
