@@ -118,7 +118,7 @@ def main(config=Config(), report=show):
                 agent, best_return = copy.deepcopy(q_net), returns.mean()  # DQN may lose it again
             if config.save:
                 torch.save({"config": vars(config), "weights": agent.state_dict()}, config.save)
-            if np.mean(returns >= threshold) >= 0.99 or step >= config.total_timesteps:
+            if np.mean(returns >= threshold) >= 0.99 or step >= config.total_timesteps:  # judge it
                 returns = evaluate(agent, config.env_id, 100, config.seed + step + 10**6)
             solved = np.mean(returns >= threshold) >= 0.99
             if solved or step >= config.total_timesteps:
