@@ -136,7 +136,7 @@ def main(config=Config(), report=show):
     agent = Actor(obs_space, action_space, config.hidden_size)
     critics = Critics(obs_space.shape[0] + action_space.shape[0], config.hidden_size)
     target_critics = copy.deepcopy(critics)
-    log_alpha = torch.tensor(0.02).log().requires_grad_()  # alpha, the temperature
+    log_alpha = torch.tensor(0.1).log().requires_grad_()  # alpha, the temperature
     q_adam = torch.optim.Adam(critics.parameters(), config.learning_rate, fused=True)
     pi_adam = torch.optim.Adam([*agent.parameters(), log_alpha], config.learning_rate, fused=True)
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold

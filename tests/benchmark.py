@@ -68,6 +68,14 @@ def no_fading(make_batch, *args):
     return make_batch(*args[:3], 0.0, args[-1])  # it is always the beginning
 
 
+def random_warm_up(ReplayBuffer):
+    """Before it learns, SAC has seen 50 episodes of random actions on the double pendulum."""
+    data, _ = record(lambda obs: obs[:, :1], EXPERIMENTS["sac/double"]["settings"]["env_id"],
+                     episodes=50, steps=None, noise=0, epsilon=1, seed=np.random.randint(10**9))
+    obs, action, reward, terminal, _ = data.values()
+    return ReplayBuffer(zip(obs, action, 0.1 * reward, np.roll(obs, -1, 0), terminal))
+
+
 def random_demonstrations(load_demonstrations, *_):
     data, _ = record(lambda obs: np.zeros((len(obs), 1)), SWING_UP, episodes=5, steps=300,
                      noise=0, epsilon=1, seed=3000)

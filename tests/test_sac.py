@@ -25,6 +25,8 @@ def test_log_probability_is_that_of_torchs_own_squashed_gaussian(far):
     expected = squashed.rsample()
     assert torch.allclose(action, expected, atol=1e-6) and action.requires_grad
     assert torch.allclose(log_prob, squashed.log_prob(expected).sum(-1), atol=1e-4)
+    greedy = torch.tensor([0, 15]) + torch.tensor([1, 5]) * mean.tanh()  # between the bounds
+    assert actor.act(OBS.numpy()) == pytest.approx(greedy.detach().numpy(), abs=1e-4)
 
 
 class Known:
@@ -76,9 +78,3 @@ def test_alpha_is_used_and_its_target_is_minus_the_number_of_actions(monkeypatch
         known.append(log_alpha.exp().item()), targets.add(target)))
     train("sac", env_id="probes:TwoBox-v0")
     assert used == pytest.approx(known) and used[0] != used[-1] and targets == {-2}
-
-
-def test_act_is_the_scaled_tanh_of_the_mean():
-    actor = network("sac", probes.FAR)
-    mean = actor(OBS).detach().numpy()[:, :1]
-    assert actor.act(OBS.numpy()) == pytest.approx(15 + 5 * np.tanh(mean), abs=1e-4)
