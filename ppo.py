@@ -22,14 +22,14 @@ class Config:  # every setting is also a flag: `python ppo.py --gamma 0.9`
     eval_frequency: int = 4_096  # environment steps between evaluations
     eval_episodes: int = 20  # greedy episodes per evaluation
     num_envs: int = 16  # N, environments side by side
-    num_steps: int = 64  # T, steps of each environment per rollout
+    num_steps: int = 128  # T, steps of each environment per rollout
     hidden_size: int = 64  # units in each hidden layer
     learning_rate: float = 1e-3  # step size of Adam
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # 0 gives one-step advantages, 1 gives whole returns
     reward_scale: float = 1.0  # rewards are multiplied by this before learning
     update_epochs: int = 10  # passes over each rollout
-    num_minibatches: int = 8  # gradient steps per pass
+    num_minibatches: int = 16  # gradient steps per pass
     clip_coef: float = 0.2  # a probability ratio further than this from 1 gains nothing
     ent_coef: float = 0.01  # weight of the entropy bonus
 
