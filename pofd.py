@@ -30,7 +30,7 @@ class Config:  # every setting is also a flag: `python pofd.py --gamma 0.9`
     update_epochs: int = 10  # passes over each rollout
     num_minibatches: int = 8  # gradient steps per pass
     demo: str = os.path.dirname(os.path.realpath(__file__)) + "/demos/{}.npz"  # .npz; {} is the id
-    reward_lambda: float = 0.1  # weight of the imitation reward; falls to 0 by total_timesteps
+    reward_lambda: float = 0.1  # weight of the imitation reward; 0 is PPO alone
     discriminator_learning_rate: float = 1e-3  # 0: D stays near 0.5 for all pairs
 
 
@@ -105,13 +105,13 @@ def gae(reward, value, next_value, terminated, done, gamma, gae_lambda):
 
 
 @torch.no_grad()
-def make_batch(rollout, agent, discriminator, progress, config):
+def make_batch(rollout, agent, discriminator, config):
     """Turn T lists of tensors (N, ...) into what is learned from, tensors (B, ...)."""
     obs, action, reward, next_obs, terminated, done, reset = map(torch.stack, zip(*rollout))
     log_prob = agent.policy(obs).log_prob(action).sum(-1)  # of the policy that acted
     value, next_value = agent.critic(obs).squeeze(-1), agent.critic(next_obs).squeeze(-1)
     pair = torch.cat([obs, obs.new_tensor(agent.to_env(action.numpy()))], -1)  # what D sees
-    reward += (1 - progress) * config.reward_lambda * imitation_reward(discriminator(pair))
+    reward += config.reward_lambda * imitation_reward(discriminator(pair))
     advantage = gae(reward, value, next_value, terminated, done, config.gamma, gae_lambda=0.95)
     return [x[reset == 0] for x in (obs, action, pair, log_prob, advantage, advantage + value)]
 
@@ -151,10 +151,9 @@ def main(config=Config(), report=show):
     spaces = envs.single_observation_space, envs.single_action_space
     agent = ActorCritic(*spaces, config.hidden_size)
     demo = load_demonstrations(str(config.demo).replace("{}", envs.spec.id), *spaces)
-    discriminator = Discriminator(demo, config.hidden_size)
+    d_net = Discriminator(demo, config.hidden_size)
     adam = torch.optim.Adam(agent.parameters(), config.learning_rate, fused=True)  # faster
-    adam.add_param_group({
-        "params": discriminator.parameters(), "lr": config.discriminator_learning_rate})
+    adam.add_param_group({"params": d_net.parameters(), "lr": config.discriminator_learning_rate})
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
     value_loss = entropy = d_loss = torch.tensor(torch.nan)  # before the first step
     rollout_size = config.num_envs * config.num_steps
@@ -187,16 +186,17 @@ def main(config=Config(), report=show):
             rollout.append([torch.tensor(array, dtype=torch.float32) for array in arrays])
             obs = np.array(next_obs)  # a copy: some environments reuse their arrays
 
-        batch = make_batch(rollout, agent, discriminator, step / config.total_timesteps, config)
-        for _ in range(config.update_epochs):  # Learn. Adam evens out the scale of advantages.
+        batch = make_batch(rollout, agent, d_net, config)
+        for _ in range(config.update_epochs):  # Learn.
             for index in torch.randperm(len(batch[0])).chunk(config.num_minibatches):
                 mb_obs, action, pair, old_log_prob, advantage, target = (x[index] for x in batch)
+                advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
                 pi = agent.policy(mb_obs)
                 log_prob, entropy = pi.log_prob(action).sum(-1), pi.entropy().sum(-1).mean()
                 pi_loss = clipped_surrogate(log_prob, old_log_prob, advantage, clip_coef=0.2)
                 value_loss = nn.functional.mse_loss(agent.critic(mb_obs).squeeze(-1), target)
                 demo_pair = demo[torch.randint(len(demo), (len(index),))]
-                d_loss = discriminator_loss(discriminator(pair), discriminator(demo_pair))
+                d_loss = discriminator_loss(d_net(pair), d_net(demo_pair))
                 adam.zero_grad()
                 (pi_loss + value_loss + d_loss).backward()
                 adam.step()

@@ -64,10 +64,6 @@ def no_ending(main, config, report):
         return main(config, report)
 
 
-def no_fading(make_batch, *args):
-    return make_batch(*args[:3], 0.0, args[-1])  # it is always the beginning
-
-
 def random_warm_up(ReplayBuffer):
     """Before it learns, SAC has seen 50 episodes of random actions on the double pendulum."""
     data, _ = record(lambda obs: obs[:, :1], EXPERIMENTS["sac/double"]["settings"]["env_id"],

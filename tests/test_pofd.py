@@ -33,11 +33,11 @@ def test_imitation_reward_is_minus_log_d():
 def test_reward_is_the_environments_and_lambda_times_the_discriminators():
     """Of three steps the second only resets. All terminate, so that the target is the reward.
     The bounds are [10, 20], and the raw actions -0.5 and 2 are executed as 12.5 and 20."""
-    agent, config = network("pofd", probes.FAR), tiny("pofd", reward_lambda=6.0)[1]
+    agent, config = network("pofd", probes.FAR), tiny("pofd", reward_lambda=3.0)[1]
     columns = [([[t, 1]], [[raw]], [10 * t], [[t + 1, 1]], [True], [True], [t == 1])
                for t, raw in enumerate([-0.5, 0, 2])]
     rollout = [[torch.tensor(x, dtype=torch.float32) for x in column] for column in columns]
-    batch = pofd.make_batch(rollout, agent, lambda pair: pair[..., 2] - 15, 0.5, config)
+    batch = pofd.make_batch(rollout, agent, lambda pair: pair[..., 2] - 15, config)
     _, _, pair, _, _, target = batch
     assert pair.tolist() == [[0, 1, 12.5], [2, 1, 20]]
     by_hand = [3 * np.log(1 + np.exp(2.5)), 20 + 3 * np.log(1 + np.exp(-5))]  # -log sigmoid(x)
@@ -102,10 +102,3 @@ def test_demonstrations_are_looked_for_beside_the_script():
     wanted = Path(pofd.__file__).with_name("demos") / "ByActionsBox-v0.npz"
     with pytest.raises(FileNotFoundError, match=re.escape(str(wanted))):
         train("pofd", demo=pofd.Config.demo)
-
-
-def test_imitation_reward_fades(monkeypatch):
-    shares = []
-    spy(monkeypatch, pofd, "make_batch", lambda *args: shares.append(args[-2]))
-    train("pofd")
-    assert shares == pytest.approx([0, 0.25, 0.5, 0.75])
