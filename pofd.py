@@ -69,8 +69,7 @@ class Discriminator(nn.Sequential):
     """The logit (...,) of D(s, a), the probability that a pair is not from the demonstrations."""
     def __init__(self, demo, hidden_size):
         super().__init__(nn.Linear(len(demo.T), hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1))
-        std, self.mean = torch.std_mean(demo, 0)
-        self.std = torch.where(std > 1e-3, std, 1.0)  # what hardly varies keeps its scale
+        self.mean, self.std = demo.mean(0), demo.std(0, correction=0).clamp(min=0.1)  # a floor
 
     def forward(self, pair):
         return super().forward(((pair - self.mean) / self.std).clamp(-10, 10)).squeeze(-1)
@@ -199,6 +198,7 @@ def main(config=Config(), report=show):
                 d_loss = discriminator_loss(d_net(pair), d_net(demo_pair))
                 adam.zero_grad()
                 (pi_loss + value_loss + d_loss).backward()
+                nn.utils.clip_grad_norm_([*agent.actor.parameters(), agent.log_std], 0.5)
                 adam.step()
 
 

@@ -22,7 +22,7 @@ class Config:  # every setting is also a flag: `python sac.py --gamma 0.9`
     seed: int = 1  # seeds weights, environments, actions and replay
     save: str = ""  # file for weights and settings, written at each evaluation
     total_timesteps: int = 150_000  # environment steps, unless solved before
-    eval_frequency: int = 5_000  # environment steps between evaluations
+    eval_frequency: int = 2_500  # environment steps between evaluations
     eval_episodes: int = 20  # greedy episodes per evaluation
     num_envs: int = 4  # environments side by side; each steps once per gradient step
     restart_frequency: int = 1_000  # environment steps between fresh starts of all environments
@@ -49,10 +49,11 @@ class Actor(nn.Sequential):
     def sample(self, obs):
         """Draw actions (B, act_dim), differentiably, and log pi of each (B,) (appendix C)."""
         mean, log_std = self(obs).chunk(2, -1)
-        gaussian = torch.distributions.Normal(mean, log_std.clamp(-5, 2).exp())
-        u = gaussian.rsample()
+        log_std, noise = log_std.clamp(-5, 2), torch.randn_like(mean)
+        u = mean + log_std.exp() * noise  # this way gradients reach mean and log_std
+        log_density = -(noise.square() + np.log(2 * np.pi)) / 2 - log_std  # of the Gaussian at u
         log_slope = 2 * (np.log(2) - u - nn.functional.softplus(-2 * u))  # log(1 - tanh(u)^2)
-        return u.tanh(), (gaussian.log_prob(u) - log_slope).sum(-1)
+        return u.tanh(), (log_density - log_slope).sum(-1)
 
     def to_env(self, action):
         """NumPy actions for env.step: [-1, 1] is scaled to the bounds, in float64."""
@@ -137,8 +138,8 @@ def main(config=Config(), report=show):
     critics = Critics(obs_space.shape[0] + action_space.shape[0], config.hidden_size)
     target_critics = copy.deepcopy(critics)
     log_alpha = torch.tensor(0.1).log().requires_grad_()  # alpha, the temperature
-    q_adam = torch.optim.Adam(critics.parameters(), config.learning_rate, fused=True)
-    pi_adam = torch.optim.Adam([*agent.parameters(), log_alpha], config.learning_rate, fused=True)
+    pi_params = [*agent.parameters(), log_alpha]
+    adam = torch.optim.Adam([*critics.parameters(), *pi_params], config.learning_rate, fused=True)
     threshold = np.inf if envs.spec.reward_threshold is None else envs.spec.reward_threshold
     done = np.zeros(config.num_envs, bool)
     buffer, q_loss = ReplayBuffer(), torch.tensor(torch.nan)  # no loss yet
@@ -171,17 +172,16 @@ def main(config=Config(), report=show):
         buffer.extend(zip(*(array[~done] for array in transitions)))
         obs, done = np.array(next_obs), np.logical_or(terminated, truncated)  # both are copies
 
-        # Learn. Target entropy: -act_dim. zero_grad() drops what the last pi_loss left in critics.
+        # Learn, in one step of Adam for all. The target entropy is -act_dim.
         batch, alpha = buffer.sample(config.batch_size), log_alpha.detach().exp()
         q_loss = critic_loss(critics, target_critics, agent, batch, alpha, config.gamma)
-        q_adam.zero_grad()
-        q_loss.backward()
-        q_adam.step()
         action, log_prob = agent.sample(batch.obs)
         pi_loss = actor_loss(critics, batch.obs, action, log_prob, alpha)
-        pi_adam.zero_grad()
-        (pi_loss + temperature_loss(log_alpha, log_prob, -action_space.shape[0])).backward()
-        pi_adam.step()
+        alpha_loss = temperature_loss(log_alpha, log_prob, -action_space.shape[0])
+        adam.zero_grad()
+        q_loss.backward()
+        (pi_loss + alpha_loss).backward(inputs=pi_params)  # and nothing for the critics
+        adam.step()
         for target, source in zip(target_critics.parameters(), critics.parameters()):
             target.data.lerp_(source.data, config.tau)
 

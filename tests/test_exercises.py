@@ -15,7 +15,7 @@ RIGHT = [  # script, what stands there, what may stand there as well
     ("ppo", SURROGATE, "torch.where(advantage > 0, ratio.clamp(max=1 + clip_coef) * advantage,"
      "ratio.clamp(min=1 - clip_coef) * advantage)"),
     ("pofd", LOG, "nn.functional.softplus(-logits).detach()"),
-    ("sac", "u = gaussian.rsample()", "u = mean + gaussian.stddev * torch.randn_like(mean)"),
+    ("sac", "torch.randn_like(mean)", "torch.distributions.Normal(0 * mean, 1).rsample()"),
     ("sac", "(log_prob.detach() + target_entropy).mean()",
      "log_prob.detach().mean() - log_alpha.exp() * target_entropy")]
 
@@ -28,7 +28,7 @@ WRONG = [  # script, what stands there, a mistake, the case that shows it, what 
     ("pofd", LOG, "-nn.LogSigmoid()(logits)", "D is undecided", "gradient of logits: exp"),
     ("pofd", LOG, "-logits.detach().sigmoid().log()", "D is sure", "got tensor([inf])"),
     ("sac", "return u.tanh(), ", "return ", "mean 0.5", "number of results: expected 2, got 1"),
-    ("sac", "u = gaussian.rsample()", "u = gaussian.sample()", "mean 0.5", "gradient of self"),
+    ("sac", "log_std.exp() * noise", "log_std.exp().detach() * noise", "mean 0.5", "gradient of"),
     ("sac", ".clamp(-5, 2)", "", "log std 3", "log_prob: expected"),
     ("sac", "-log_alpha.exp() * (log", "-log_alpha * (log", "entropy 2", "loss: expected")]
 
