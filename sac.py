@@ -31,7 +31,7 @@ class Config:  # every setting is also a flag: `python sac.py --gamma 0.9`
     gamma: float = 0.995  # discount factor
     reward_scale: float = 0.1  # rewards are multiplied by this before learning
     batch_size: int = 128  # transitions per gradient step
-    tau: float = 0.05  # how far the target critics move per update; 1 copies the critics
+    tau: float = 0.1  # how far the target critics move per update; 1 copies the critics
 
 
 class Actor(nn.Sequential):
