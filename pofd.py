@@ -69,7 +69,7 @@ class Discriminator(nn.Sequential):
     """The logit (...,) of D(s, a), the probability that a pair is not from the demonstrations."""
     def __init__(self, demo, hidden_size):
         super().__init__(nn.Linear(len(demo.T), hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1))
-        self.mean, self.std = demo.mean(0), demo.std(0, correction=0).clamp(min=0.1)  # a floor
+        self.mean, self.std = demo.mean(0), torch.where(demo.std(0) > 1e-3, demo.std(0), 1.0)
 
     def forward(self, pair):
         return super().forward(((pair - self.mean) / self.std).clamp(-10, 10)).squeeze(-1)

@@ -81,7 +81,7 @@ class Critics(nn.ModuleList):
 
 
 class ReplayBuffer(list):
-    """Transitions, each a tuple in the order of Batch."""
+    """All transitions so far, each a tuple in the order of Batch."""
     def sample(self, batch_size):
         """Draw a Batch of tensors (B, ...), uniformly and with replacement."""
         rows = [self[i] for i in np.random.randint(len(self), size=batch_size)]
@@ -90,7 +90,7 @@ class ReplayBuffer(list):
 
 def critic_loss(critics, target_critics, actor, batch, alpha, gamma):
     """Sum over both Q of E[(Q(s, a) - y)^2] (twice eq. 5), y = r + gamma (1 - terminated) V(s').
-    V(s') = min Q_target(s', a') - alpha log pi(a'|s') is soft Q-learning's soft value (eq. 3)."""
+    V(s') = min Q_target(s', a') - alpha log pi(a'|s'): pi's soft value (eq. 3; soft Q-learning)."""
     with torch.no_grad():
         next_action, next_log_prob = actor.sample(batch.next_obs)
         next_value = target_critics(batch.next_obs, next_action).amin(0) - alpha * next_log_prob
