@@ -28,7 +28,7 @@ class Config:  # every setting is also a flag: `python pofd.py --gamma 0.9`
     gamma: float = 0.995  # discount factor
     reward_scale: float = 0.1  # environment rewards are multiplied by this
     update_epochs: int = 10  # passes over each rollout
-    num_minibatches: int = 8  # gradient steps per pass
+    num_minibatches: int = 8  # gradient steps per pass, on at least two rows each
     demo: str = os.path.dirname(os.path.realpath(__file__)) + "/demos/{}.npz"  # .npz; {} is the id
     reward_lambda: float = 0.1  # weight of the imitation reward; 0 is PPO alone
     discriminator_learning_rate: float = 1e-3  # 0: D stays near 0.5 for all pairs
@@ -66,7 +66,7 @@ class ActorCritic(nn.Module):
 
 
 class Discriminator(nn.Sequential):
-    """The logit (...,) of D(s, a), the probability that a pair is not from the demonstrations."""
+    """The logit (...,) of D(s, a): is it the agent's? Columns that hardly vary are not scaled."""
     def __init__(self, demo, hidden_size):
         super().__init__(nn.Linear(len(demo.T), hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1))
         self.mean, self.std = demo.mean(0), torch.where(demo.std(0) > 1e-3, demo.std(0), 1.0)
@@ -186,7 +186,7 @@ def main(config=Config(), report=show):
             obs = np.array(next_obs)  # a copy: some environments reuse their arrays
 
         batch = make_batch(rollout, agent, d_net, config)
-        for _ in range(config.update_epochs):  # Learn.
+        for _ in range(config.update_epochs):  # Learn, and shorten a long gradient of the policy.
             for index in torch.randperm(len(batch[0])).chunk(config.num_minibatches):
                 mb_obs, action, pair, old_log_prob, advantage, target = (x[index] for x in batch)
                 advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)

@@ -29,7 +29,7 @@ class Config:  # every setting is also a flag: `python ppo.py --gamma 0.9`
     gae_lambda: float = 0.95  # 0 gives one-step advantages, 1 gives whole returns
     reward_scale: float = 1.0  # rewards are multiplied by this before learning
     update_epochs: int = 10  # passes over each rollout
-    num_minibatches: int = 16  # gradient steps per pass
+    num_minibatches: int = 16  # gradient steps per pass, on at least two rows each
     clip_coef: float = 0.2  # a probability ratio further than this from 1 gains nothing
     ent_coef: float = 0.01  # weight of the entropy bonus
 

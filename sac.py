@@ -90,7 +90,7 @@ class ReplayBuffer(list):
 
 def critic_loss(critics, target_critics, actor, batch, alpha, gamma):
     """Sum over both Q of E[(Q(s, a) - y)^2] (twice eq. 5), y = r + gamma (1 - terminated) V(s').
-    V(s') = min Q_target(s', a') - alpha log pi(a'|s') is pi's soft value (soft Q-learning)."""
+    V(s') = min Q_target(s', a') - alpha log pi(a'|s') is pi's soft value, from soft Q-learning."""
     with torch.no_grad():
         next_action, next_log_prob = actor.sample(batch.next_obs)
         next_value = target_critics(batch.next_obs, next_action).amin(0) - alpha * next_log_prob
